@@ -1,0 +1,133 @@
+"""Background jobs for asyncio: `await enqueue` in the app, a Supervisor beside the server, three stores, one API."""
+
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from jobs_async.core.context import JobContext, current_context
+from jobs_async.core.errors import (
+    ArgsError,
+    CronError,
+    IllegalTransition,
+    JobNotFound,
+    JobsError,
+    NotBound,
+    OptionError,
+    ResultError,
+    SchemaError,
+    StoreBusy,
+    StoreClosed,
+    StoreError,
+    StoreFull,
+    TelemetryError,
+    UniqueConflict,
+    WorkerError,
+    WorkerNotFound,
+)
+from jobs_async.core.events import (
+    Event,
+    JobCancelled,
+    JobCompleted,
+    JobDiscarded,
+    JobDuplicate,
+    JobEnqueued,
+    JobFailed,
+    JobInterrupted,
+    JobRescued,
+    JobSnoozed,
+    JobStarted,
+    QueuePaused,
+    QueueResumed,
+    StaleSettlement,
+)
+from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
+from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrategy, WorkerOptions
+from jobs_async.core.outcome import Cancel, Discard, Snooze
+from jobs_async.core.retry import ConstantBackoff, ExponentialBackoff, FullJitterBackoff, LinearBackoff
+from jobs_async.core.store import JobQuery, Store, validate_store
+from jobs_async.core.version import VERSION as __version__
+from jobs_async.core.workers import ContextWorker, Enqueuer, Worker, WorkerDef, worker
+from jobs_async.runtime.engine import ShutdownReport
+from jobs_async.runtime.supervisor import Queue, Supervisor
+from jobs_async.stores.memory import MemoryStore
+from jobs_async.telemetry import LoggingHandler, StatsHandler, Telemetry
+
+if _TYPE_CHECKING:
+    from jobs_async.stores.sqlite import SqliteStore
+
+__all__ = [
+    "ArgsError",
+    "Cancel",
+    "ConstantBackoff",
+    "ContextWorker",
+    "CronError",
+    "Discard",
+    "Draft",
+    "EnqueueOptions",
+    "Enqueuer",
+    "ErrorRecord",
+    "Event",
+    "ExponentialBackoff",
+    "FullJitterBackoff",
+    "IllegalTransition",
+    "Job",
+    "JobCancelled",
+    "JobCompleted",
+    "JobContext",
+    "JobDiscarded",
+    "JobDuplicate",
+    "JobEnqueued",
+    "JobFailed",
+    "JobInterrupted",
+    "JobNotFound",
+    "JobOpts",
+    "JobQuery",
+    "JobRescued",
+    "JobSnoozed",
+    "JobStarted",
+    "JobState",
+    "JobsError",
+    "LinearBackoff",
+    "LoggingHandler",
+    "MemoryStore",
+    "NotBound",
+    "OptionError",
+    "Progress",
+    "Queue",
+    "QueuePaused",
+    "QueueResumed",
+    "ResultError",
+    "SchemaError",
+    "ShutdownReport",
+    "Snooze",
+    "SqliteStore",
+    "StaleSettlement",
+    "StatsHandler",
+    "Store",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreError",
+    "StoreFull",
+    "Supervisor",
+    "Telemetry",
+    "TelemetryError",
+    "UniqueConflict",
+    "UniqueStrategy",
+    "Worker",
+    "WorkerDef",
+    "WorkerError",
+    "WorkerNotFound",
+    "WorkerOptions",
+    "__version__",
+    "current_context",
+    "validate_store",
+    "worker",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    """SqliteStore brings its driver only to those who ask for it."""
+    if name == "SqliteStore":
+        from jobs_async.stores.sqlite import SqliteStore
+
+        return SqliteStore
+    raise AttributeError(f"module 'jobs_async' has no attribute {name!r}")

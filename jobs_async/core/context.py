@@ -1,0 +1,74 @@
+"""What a running handler can know and do; filled by the runtime, which alone has clocks, events and a store."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, Protocol
+
+from jobs_async.core.job import Job
+from jobs_async.core.options import Draft
+
+
+class CancelFlag(Protocol):
+    """Tells a handler that it should come to an end. Reading it is safe in any thread."""
+
+    def is_set(self) -> bool: ...
+
+    async def wait(self) -> object: ...
+
+
+class JobContext(Protocol):
+    """One attempt of one job, as its handler sees it (zzz_jobs: JobContext)."""
+
+    @property
+    def job(self) -> Job[Any]:
+        """The record as it was claimed, with progress as last reported."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 in the first run."""
+        ...
+
+    @property
+    def cancelled(self) -> CancelFlag:
+        """Set on a stop, a cancellation, a timeout and a lost lease, some seconds before the task is cancelled."""
+        ...
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the timeout strikes, on this process's clock; None without one."""
+        ...
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The id that this job shares with what caused it."""
+        ...
+
+    async def progress(self, fraction: float, note: str = "") -> None:
+        """Store how far this run is (0 … 1); kept with the job until its next run.
+
+        Raises:
+            OptionError: the fraction is out of bounds, or the note longer than 255 bytes.
+        """
+        ...
+
+    async def enqueue(self, draft: Draft[Any], *, connection: object = None) -> Job[Any]:
+        """Enqueue into the Supervisor that runs this handler."""
+        ...
+
+
+current: ContextVar[JobContext] = ContextVar("jobs_async_context")
+
+
+def current_context() -> JobContext:
+    """The context of the handler that runs right now, in its task, its helpers and its thread.
+
+    Raises:
+        LookupError: not called from a job.
+    """
+    try:
+        return current.get()
+    except LookupError:
+        raise LookupError("current_context() was called outside a job") from None

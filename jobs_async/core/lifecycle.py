@@ -1,0 +1,252 @@
+"""The life of a job: which transitions exist, and which of them an outcome chooses.
+
+Everything about states is decided here. A store applies what comes out, under its fence, and decides nothing;
+`born` and `advance` compute the records, so that every store stamps and counts alike.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
+
+from jobs_async.core.errors import IllegalTransition
+from jobs_async.core.job import FINAL, MAX_ERRORS, ErrorRecord, Job, JobState, Progress
+from jobs_async.core.options import NewJob
+from jobs_async.core.outcome import (
+    Cancelled,
+    Completed,
+    Discarded,
+    Failed,
+    Failure,
+    Interrupted,
+    Lost,
+    Outcome,
+    Snoozed,
+)
+
+_S = JobState
+
+LEGAL: frozenset[tuple[JobState, JobState]] = frozenset(
+    {
+        (_S.scheduled, _S.available),  # due
+        (_S.retryable, _S.available),
+        (_S.available, _S.executing),  # claimed
+        (_S.executing, _S.completed),
+        (_S.executing, _S.retryable),  # failed, or lost again
+        (_S.executing, _S.discarded),
+        (_S.executing, _S.cancelled),
+        (_S.executing, _S.scheduled),  # snoozed
+        (_S.executing, _S.available),  # interrupted, or lost once
+        (_S.available, _S.cancelled),  # by a user, or replaced by a job of its unique key
+        (_S.scheduled, _S.cancelled),
+        (_S.retryable, _S.cancelled),
+        (_S.available, _S.discarded),  # by a tool
+        (_S.scheduled, _S.discarded),
+        (_S.retryable, _S.discarded),
+        (_S.completed, _S.available),  # run again by a user
+        (_S.discarded, _S.available),
+        (_S.cancelled, _S.available),
+    }
+)
+"""Every move there is. A patch (source and target alike) changes fields of a live job and is not a move."""
+
+
+class Patch(Struct, frozen=True, kw_only=True):
+    """Fields to set beside, or instead of, a move; what is UNSET stays."""
+
+    progress: Progress | UnsetType = UNSET
+    cancel_requested: bool | UnsetType = UNSET
+    args_json: str | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+
+
+NO_PATCH = Patch()
+
+
+class Transition(Struct, frozen=True):
+    """One decided step of `job`, to be applied only while the stored row is still what the decision was based on.
+
+    That is the fence: id, state, claim and cancel_requested of the row equal those of `job`. `delay` is in seconds
+    from the instant the store applies it.
+    """
+
+    job: Job
+    target: JobState
+    delay: float = 0.0
+    attempt_delta: int = 0
+    rescue_delta: int = 0
+    error: Failure | None = None
+    result: str | None = None
+    snoozed: bool = False
+    patch: Patch = NO_PATCH
+
+    def __post_init__(self) -> None:
+        if self.target is self.job.state:
+            if self.target in FINAL:
+                raise IllegalTransition(f"job {self.job.id} is {self.target.name} and can no longer be changed")
+        elif (self.job.state, self.target) not in LEGAL:
+            raise IllegalTransition(f"job {self.job.id} cannot go from {self.job.state.name} to {self.target.name}")
+
+    @property
+    def is_patch(self) -> bool:
+        return self.target is self.job.state
+
+
+def decide(job: Job, outcome: Outcome, retry_delay: float = 0.0) -> Transition:
+    """Turn how a run ended into the one transition that follows. Pure and total.
+
+    `retry_delay` is what the worker's strategy asked for, used only where the job will be tried again. A requested
+    cancellation wins over everything but a kept result (zzz_jobs: job states; X1, X38).
+    """
+    match outcome:
+        case Completed(result):
+            if job.cancel_requested:
+                return _cancelled(job, "cancelled on request", result)
+            return Transition(job, _S.completed, result=result)
+        case Cancelled(reason, result):
+            return _cancelled(job, reason, result)
+        case _ if job.cancel_requested:
+            return _cancelled(job, "cancelled on request", None)
+        case Failed(failure):
+            if job.attempt >= job.max_attempts:
+                return Transition(job, _S.discarded, error=failure)
+            return Transition(job, _S.retryable, delay=retry_delay, error=failure)
+        case Discarded(failure):
+            return Transition(job, _S.discarded, error=failure)
+        case Snoozed(seconds):
+            return Transition(job, _S.scheduled, delay=seconds, attempt_delta=-1, snoozed=True)
+        case Interrupted(delay):
+            target = _S.scheduled if delay > 0 else _S.available
+            return Transition(job, target, delay=delay, attempt_delta=-1)
+        case Lost():
+            return _lost(job, outcome, retry_delay)
+
+
+def _cancelled(job: Job, reason: str, result: str | None) -> Transition:
+    return Transition(job, _S.cancelled, error=Failure("Cancelled", reason), result=result)
+
+
+def _lost(job: Job, lost: Lost, retry_delay: float) -> Transition:
+    error = Failure("Lost", lost.text)
+    if job.attempt >= job.max_attempts or job.rescues >= lost.max_rescues:
+        return Transition(job, _S.discarded, error=error, rescue_delta=1)
+    if job.rescues == 0:
+        return Transition(job, _S.available, error=error, rescue_delta=1)
+    return Transition(job, _S.retryable, delay=retry_delay, error=error, rescue_delta=1)
+
+
+def cancel(job: Job, reason: str = "cancelled on request") -> Transition:
+    """A user's wish: a waiting job ends at once, a running one is asked to.
+
+    Raises:
+        IllegalTransition: it has ended already.
+    """
+    if job.state is _S.executing:
+        return Transition(job, _S.executing, patch=Patch(cancel_requested=True))
+    return Transition(job, _S.cancelled, error=Failure("Cancelled", reason))
+
+
+def rerun(job: Job) -> Transition:
+    """A user's wish: make an ended job, or one that waits for its time, available now, with a full set of attempts.
+
+    Raises:
+        IllegalTransition: it is available or running already.
+    """
+    if job.state in (_S.available, _S.executing):
+        raise IllegalTransition(f"job {job.id} is {job.state.name} already")
+    restart = -job.attempt if job.state in FINAL else 0
+    return Transition(job, _S.available, attempt_delta=restart, patch=Patch(cancel_requested=False))
+
+
+def born(new: NewJob, job_id: int, now: datetime) -> Job:
+    """The first record of a job: scheduled only where its time is strictly in the future (zzz_jobs: Z6)."""
+    at = now + timedelta(seconds=new.delay) if new.delay else (new.scheduled_at or now)
+    return Job(
+        id=job_id,
+        state=_S.scheduled if at > now else _S.available,
+        queue=new.queue,
+        worker=new.worker,
+        args_json=new.args_json,
+        priority=new.priority,
+        attempt=0,
+        max_attempts=new.max_attempts,
+        scheduled_at=at,
+        inserted_at=now,
+        timeout_seconds=new.timeout_seconds,
+        unique_key=new.unique_key,
+        idempotency_key=new.idempotency_key,
+        correlation_id=new.correlation_id,
+        tags=new.tags,
+        meta=new.meta,
+    )
+
+
+def claimed(job: Job, node: str | None, now: datetime) -> Job:
+    """The record of a job that a runner has just taken."""
+    return replace(
+        job,
+        state=_S.executing,
+        attempt=job.attempt + 1,
+        claim=job.claim + 1,
+        attempted_at=now,
+        node=node,
+        progress=None,
+    )
+
+
+def fits(row: Job, base: Job) -> bool:
+    """The fence: is the stored row still what was decided upon?"""
+    return (
+        row.id == base.id
+        and row.state is base.state
+        and row.claim == base.claim
+        and row.cancel_requested == base.cancel_requested
+    )
+
+
+def advance(row: Job, step: Transition, now: datetime) -> Job:
+    """The record after a transition that the fence let through, stamped with the store's clock.
+
+    A move that does not start in `executing` raises `claim`: so a pair of state and claim never comes back, and a
+    fence that holds means that nothing but a patch has happened in between.
+    """
+    patch, changes = step.patch, {}
+    for field in ("progress", "cancel_requested", "args_json", "priority"):
+        value = getattr(patch, field)
+        if value is not UNSET:
+            changes[field] = value
+    if step.is_patch:
+        return replace(row, **changes)
+    final = step.target in FINAL
+    changes["state"] = step.target
+    changes["completed_at"] = now if final else None
+    if not final:
+        changes["scheduled_at"] = now + timedelta(seconds=step.delay) if step.delay else now
+    if row.state is not _S.executing:
+        changes["claim"] = row.claim + 1
+    if step.attempt_delta:
+        changes["attempt"] = max(0, row.attempt + step.attempt_delta)
+    if step.rescue_delta:
+        changes["rescues"] = row.rescues + step.rescue_delta
+    if step.result is not None:
+        changes["result"] = msgspec.json.decode(step.result)
+    if step.error is not None:
+        changes["errors"] = with_error(row, step.error, now)
+    return replace(row, **changes)
+
+
+def with_error(row: Job, failure: Failure, now: datetime) -> tuple[ErrorRecord, ...]:
+    """The row's errors and one more, the oldest forgotten beyond twenty."""
+    record = ErrorRecord(
+        attempt=row.attempt, type=failure.type, error=failure.error, frames=failure.frames, at=now, node=row.node
+    )
+    return (*row.errors, record)[-MAX_ERRORS:]
+
+
+def replaced(job: Job, now: datetime) -> Job:
+    """The record of a live job whose unique key a new one takes over; its claim grows, so no runner can settle it."""
+    error = with_error(job, Failure("Cancelled", "replaced by a newer job of its unique key"), now)
+    return replace(job, state=_S.cancelled, claim=job.claim + 1, completed_at=now, errors=error)

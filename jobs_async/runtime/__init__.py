@@ -1,0 +1,1 @@
+"""Running: the only place with tasks. `supervisor` is the public face, `engine` what lives between start and stop."""

@@ -1,0 +1,43 @@
+"""Turning any exception, however hostile, into a Failure that every store can keep."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from traceback import StackSummary, walk_tb
+from types import TracebackType
+
+from jobs_async.core.job import MAX_ERROR_BYTES
+from jobs_async.core.outcome import Failure
+
+MAX_FRAMES = 5
+
+
+def failure_of(error: BaseException, text: str | None = None) -> Failure:
+    """Type, message and last frames; never raises, whatever `str(error)` does."""
+    kind = type(error).__name__
+    if text is None:
+        message = _message(error)
+        text = f"{kind}: {message}" if message else kind
+    return Failure(safe(kind, 255), safe(text), _frames(error.__traceback__))
+
+
+def safe(text: str, limit: int = MAX_ERROR_BYTES) -> str:
+    """Valid UTF-8 without NUL, cut to `limit` bytes between two characters."""
+    data = text.replace("\0", "\ufffd").encode("utf-8", "replace")
+    return data[:limit].decode("utf-8", "ignore")
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return "(its message could not be read)"
+
+
+def _frames(trace: TracebackType | None) -> tuple[str, ...]:
+    try:
+        stack = StackSummary.extract(walk_tb(trace), lookup_lines=False)
+        last = [frame for frame in stack if "jobs_async/runtime" not in frame.filename][-MAX_FRAMES:]
+        return tuple(safe(f"{PurePath(f.filename).name}:{f.lineno}:{f.name}", 255) for f in last)
+    except Exception:
+        return ()

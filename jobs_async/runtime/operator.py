@@ -1,0 +1,304 @@
+"""What can be done with jobs and queues without running any: enqueue, look, wait, pause, cancel, run again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from msgspec.structs import replace
+
+from jobs_async.clock import SystemClock
+from jobs_async.core import limits
+from jobs_async.core.context import current
+from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, WorkerNotFound
+from jobs_async.core.events import Event, JobCancelled, JobDuplicate, JobEnqueued, QueuePaused, QueueResumed
+from jobs_async.core.job import Job, JobState
+from jobs_async.core.lifecycle import Transition, cancel, rerun
+from jobs_async.core.limits import Seconds
+from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
+from jobs_async.core.store import Clock, JobQuery, Store, validate_store
+from jobs_async.core.workers import WorkerDef
+from jobs_async.runtime.waiting import Waiters
+from jobs_async.stores.urls import store_from_url
+from jobs_async.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from jobs_async.core.options import EnqueueOptions
+    from jobs_async.runtime.engine import Engine
+
+R = TypeVar("R")
+MAX_BATCH = 10_000
+
+
+class Operator:
+    """The half of a Supervisor that only needs a store. Its operations open the store when nobody has yet."""
+
+    def __init__(
+        self,
+        store: Store | str = "memory://",
+        *,
+        telemetry: Telemetry | None = None,
+        strict: bool = False,
+        clock: Clock | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        self.store = store_from_url(store) if isinstance(store, str) else validate_store(store)
+        self.telemetry = telemetry
+        self.clock: Clock = clock or SystemClock()
+        self.rng = rng or Random()  # noqa: S311  # spreads retries and polls, keeps no secret
+        self._strict = strict
+        self._workers: dict[str, WorkerDef] = {}
+        self._engine: Engine | None = None
+        self._opened_by_us = False
+        self._opening = asyncio.Lock()
+        self._waiters = Waiters(self.store)
+
+    # --- jobs in ---
+
+    @overload
+    async def enqueue(self, draft: Draft[R], /, *, connection: object = ...) -> Job[R]: ...
+    @overload
+    async def enqueue(
+        self, worker: str, args: object = ..., /, opts: JobOpts | None = ..., **options: Unpack[EnqueueOptions]
+    ) -> Job[Any]: ...
+    async def enqueue(
+        self,
+        worker: str | Draft[Any],
+        args: object = None,
+        /,
+        opts: JobOpts | None = None,
+        **options: Any,
+    ) -> Job[Any]:
+        """Store one job; when this returns it is durable, save inside a transaction of your own (`connection=`).
+
+        By name, as in the source: arguments are any JSON value, options are keywords, or `opts`, or both with the
+        keywords winning; or a Draft. A name that no worker here bears is accepted, unless `strict`.
+
+        Raises:
+            OptionError, ArgsError: what was given cannot be stored.
+            WorkerNotFound: `strict`, and no worker of this name is registered.
+            UniqueConflict: UniqueStrategy.REJECT met a live job.
+            StoreFull, StoreBusy: there is no room, or no access.
+        """
+        connection = options.pop("connection", None)
+        if isinstance(worker, Draft):
+            if args is not None or opts is not None or options:
+                raise OptionError("a Draft brings its own arguments and options")
+            draft = worker
+        else:
+            draft = Draft(worker, args, JobOpts(**options).over(opts or NO_OPTIONS))
+        return (await self.enqueue_many([draft], connection=connection))[0]
+
+    async def enqueue_many(self, drafts: Iterable[Draft[R]], /, *, connection: object = None) -> list[Job[R]]:
+        """Store all of these jobs, or none; in their order. At most 10,000.
+
+        Raises:
+            As `enqueue`.
+        """
+        new = [self._decided(draft) for draft in drafts]
+        if len(new) > MAX_BATCH:
+            raise OptionError(f"enqueue at most {MAX_BATCH:,} jobs at once, not {len(new):,}")
+        if not new:
+            return []
+        await self._ensure_open()
+        if connection is None:
+            jobs = await self.store.insert(new)
+        else:
+            jobs = await self._insert_within(new, connection)
+        await self._announce(jobs, in_transaction=connection is not None)
+        return jobs
+
+    def _decided(self, draft: Draft[Any]) -> NewJob:
+        """call > worker > default; the correlation id of the job that enqueues is passed on."""
+        worker = self._workers.get(draft.worker)
+        if worker is None and self._strict:
+            raise WorkerNotFound(f"no worker {draft.worker!r} is registered with this Supervisor, which is strict")
+        opts = draft.opts if worker is None else draft.opts.over(worker.opts)
+        context = current.get(None)
+        if context is not None and opts.correlation_id is None and context.correlation_id is not None:
+            opts = opts.over(JobOpts(correlation_id=context.correlation_id))
+        return NewJob.of(draft.worker, draft.args_json, opts)
+
+    async def _insert_within(self, new: Sequence[NewJob], connection: object) -> list[Job[Any]]:
+        insert: Any = self.store.insert
+        try:
+            return list(await insert(new, connection=connection))
+        except TypeError as error:
+            if "connection" not in str(error):
+                raise
+            raise OptionError(f"{type(self.store).__name__} has no transactions to join with connection=") from None
+
+    async def _announce(self, jobs: Sequence[Job[Any]], *, in_transaction: bool) -> None:
+        """Tell of new jobs, then wake who is to run them; a transaction that is still open wakes nobody."""
+        if self.telemetry is not None and self.telemetry.is_watched:
+            at = self.clock.now()
+            events: list[Event] = []
+            replaced = [job.replaces for job in jobs if job.replaces is not None]
+            for old in await self.store.select(JobQuery(ids=replaced)) if replaced and not in_transaction else ():
+                events.append(JobCancelled(job=old, at=at, error_msg=old.last_error and old.last_error.error))
+            for job in jobs:
+                if job.duplicate:
+                    events.append(JobDuplicate(job=job, at=at))
+                else:
+                    events.append(JobEnqueued(job=job, at=at, in_transaction=in_transaction))
+            await self.telemetry.deliver(events)
+        if self._engine is None or in_transaction:
+            return
+        for queue in {job.queue for job in jobs}:
+            self._engine.nudge(queue)
+        for job in jobs:
+            if job.replaces is not None:
+                self._engine.cancel(job.replaces)
+
+    # --- looking ---
+
+    async def get(self, job_id: int) -> Job[Any]:
+        """Read one job, its result turned back into what its worker returns where that worker is known.
+
+        Raises:
+            JobNotFound: there is none of this id.
+        """
+        await self._ensure_open()
+        return self._typed(await self.store.get(job_id))
+
+    async def find(self, query: JobQuery | None = None) -> Sequence[Job[Any]]:
+        """Read a page of jobs, newest first by default; go on with `after=` the last id."""
+        await self._ensure_open()
+        return await self.store.select(query or JobQuery())
+
+    async def counts(self) -> Mapping[tuple[str, JobState], int]:
+        """How many jobs each queue has in each state; nothing where there is none."""
+        await self._ensure_open()
+        return await self.store.tally()
+
+    @overload
+    async def wait(self, job: Job[R], /, *, timeout: Seconds | None = ...) -> Job[R]: ...
+    @overload
+    async def wait(self, job: int, /, *, timeout: Seconds | None = ...) -> Job[Any]: ...
+    async def wait(self, job: Job[Any] | int, /, *, timeout: Seconds | None = None) -> Job[Any]:
+        """The job's record once it is completed, discarded or cancelled, whichever process runs it.
+
+        Raises:
+            JobNotFound: it is not in the store, or was deleted meanwhile.
+            TimeoutError: it has not ended within `timeout` seconds; it goes on.
+        """
+        await self._ensure_open()
+        seconds = None if timeout is None else limits.seconds(timeout, "timeout")
+        return self._typed(await self._waiters.wait(job if isinstance(job, int) else job.id, seconds))
+
+    async def result(self, job: Job[R], /, *, timeout: Seconds | None = None) -> R:
+        """What the job's worker returned.
+
+        Raises:
+            ResultError: it was discarded or cancelled; its `job` says why.
+            JobNotFound, TimeoutError: as `wait`.
+        """
+        ended = await self.wait(job, timeout=timeout)
+        if ended.state is not JobState.completed:
+            raise ResultError(ended)
+        result: R = ended.result  # type: ignore[assignment]  # completed: it is what the worker returned
+        return result
+
+    def _typed(self, job: Job[Any]) -> Job[Any]:
+        worker = self._workers.get(job.worker)
+        if worker is None or job.result is None:
+            return job
+        return replace(job, result=worker.decode_result(job.result))
+
+    # --- changing ---
+
+    async def cancel(self, job_id: int) -> Job[Any]:
+        """End a waiting job at once; ask a running one to end, and cut it after 5 seconds.
+
+        Raises:
+            JobNotFound: there is none of this id.
+            IllegalTransition: it has ended already.
+        """
+        job = await self._change(job_id, cancel)
+        if job.state is JobState.cancelled:
+            self._waiters.settled(job)
+            await self._tell(lambda at: JobCancelled(job=job, at=at, error_msg=job.last_error and job.last_error.error))
+        elif self._engine is not None:
+            self._engine.cancel(job_id)
+        return job
+
+    async def retry(self, job_id: int) -> Job[Any]:
+        """Make an ended job, or one that waits for its time, available now; an ended one gets all its attempts anew.
+
+        Raises:
+            JobNotFound: there is none of this id.
+            IllegalTransition: it is available or running already.
+            UniqueConflict: a live job holds its unique key.
+        """
+        job = await self._change(job_id, rerun)
+        if self._engine is not None:
+            self._engine.nudge(job.queue)
+        return job
+
+    async def delete(self, job_id: int) -> None:
+        """Remove a job that is not executing.
+
+        Raises:
+            JobNotFound: there is none of this id.
+            IllegalTransition: it is executing; cancel it first.
+        """
+        await self._ensure_open()
+        if not await self.store.delete([job_id]):
+            await self.store.get(job_id)
+            raise IllegalTransition(f"job {job_id} is executing; cancel it first")
+
+    async def _change(self, job_id: int, decide: Any) -> Job[Any]:
+        """Read, decide, apply; again when the job moved in between."""
+        await self._ensure_open()
+        while True:
+            step: Transition = decide(await self.store.get(job_id))
+            (job,) = await self.store.apply([step])
+            if job is not None:
+                return job
+
+    # --- queues ---
+
+    async def pause_queue(self, queue: str) -> None:
+        """Let no claim that begins from now on return a job, on any node, across restarts; running jobs go on."""
+        await self._ensure_open()
+        if await self.store.set_queue(limits.name(queue, "queue"), paused=True):
+            await self._tell(lambda at: QueuePaused(queue=queue, at=at))
+
+    async def resume_queue(self, queue: str) -> None:
+        """Undo `pause_queue`."""
+        await self._ensure_open()
+        if await self.store.set_queue(limits.name(queue, "queue"), paused=False):
+            await self._tell(lambda at: QueueResumed(queue=queue, at=at))
+        if self._engine is not None:
+            self._engine.nudge(queue)
+
+    async def scale_queue(self, queue: str, limit: int) -> None:
+        """Run at most so many jobs of a queue at once, on each node; lowering it lets running ones finish."""
+        await self._ensure_open()
+        await self.store.set_queue(limits.name(queue, "queue"), limit=limits.integer(limit, "limit", 1))
+        if self._engine is not None:
+            self._engine.resize(queue, limit)
+
+    async def _tell(self, event: Any) -> None:
+        if self.telemetry is not None and self.telemetry.is_watched:
+            await self.telemetry.deliver([event(self.clock.now())])
+
+    # --- the store's life time ---
+
+    async def _ensure_open(self) -> None:
+        """Open a store that was given closed; only what we opened do we close."""
+        if self.store.is_open:
+            return
+        async with self._opening:
+            if not self.store.is_open:
+                await self.store.open()
+                self._opened_by_us = True
+
+    async def _close_store(self) -> None:
+        if self._opened_by_us:
+            self._opened_by_us = False
+            await self.store.close()

@@ -1,0 +1,151 @@
+"""One queue: claims as many jobs as it has free slots, runs them side by side, never ahead."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from anyio import CapacityLimiter
+
+from jobs_async.core.events import JobStarted
+from jobs_async.core.job import Job
+from jobs_async.core.outcome import Cancelled, Discarded, Failure, Interrupted, Outcome
+from jobs_async.core.workers import WorkerDef
+from jobs_async.runtime.loops import MAX_PAUSE, Bell
+from jobs_async.runtime.run import Cause, Host, Run
+from jobs_async.runtime.settler import Settler
+from jobs_async.runtime.slots import Slots
+from jobs_async.telemetry import Telemetry
+
+UNKNOWN = "no handler registered"
+
+logger = logging.getLogger("jobs_async")
+
+
+class QueueRunner:
+    """The claim loop of one queue and the runs it has started.
+
+    The loop is never cancelled while it claims: a stop rings its bell, and what a claim still brings is handed back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        host: Host,
+        node: Callable[[], str],
+        find: Callable[[str], WorkerDef | None],
+        settler: Settler,
+        telemetry: Telemetry | None,
+        poll_interval: float,
+    ) -> None:
+        self.name = name
+        self.slots = Slots(limit)
+        self.runs: dict[tuple[int, int], Run] = {}
+        self._host = host
+        self._node = node
+        self._find = find
+        self._settler = settler
+        self._telemetry = telemetry
+        self._poll = poll_interval
+        self._bell = Bell()
+        self._stopping = False
+        self._threads = CapacityLimiter(math.inf)  # the slots bound them
+
+    def nudge(self) -> None:
+        """There may be something to claim."""
+        self._bell.ring()
+
+    def stop(self) -> None:
+        """Claim no more; what runs goes on."""
+        self._stopping = True
+        self._bell.ring()
+
+    def resize(self, limit: int) -> None:
+        """Run so many from now on; what runs beyond that may finish."""
+        self.slots.limit = limit
+        self._bell.ring()
+
+    async def loop(self) -> None:
+        failures = 0
+        while not self._stopping:
+            self._bell.silence()
+            free = self.slots.free
+            if not free:
+                await self._bell.wait()
+                continue
+            try:
+                fetched = await self._host.store.fetch(self.name, free, node=self._node())
+                failures = 0
+            except Exception as error:
+                failures += 1
+                logger.warning("queue %s cannot claim (%s); trying again", self.name, error)
+                await self._bell.wait(min(0.05 * 2 ** min(failures, 10), MAX_PAUSE))
+                continue
+            await self._start(fetched.jobs)
+            if len(fetched.jobs) < free:
+                await self._bell.wait(self._pause(fetched.next_due))
+
+    def _pause(self, next_due: float | None) -> float:
+        """Until the next job is due, or until another process may have brought one."""
+        poll = self._poll * self._host.rng.uniform(0.9, 1.0)
+        return poll if next_due is None else min(poll, next_due)
+
+    async def _start(self, jobs: Iterable[Job[Any]]) -> None:
+        runs = []
+        for job in jobs:
+            worker = self._find(job.worker)
+            run = Run(job, worker or _NOBODY, self._host)
+            run.outcome = self._verdict(job, worker)
+            self.slots.take()
+            self.runs[job.id, job.claim] = run
+            runs.append(run)
+        if runs and self._telemetry is not None and self._telemetry.is_watched:
+            at = self._host.clock.now()
+            await self._telemetry.deliver([JobStarted(job=run.job, at=at) for run in runs if run.outcome is None])
+        for run in runs:
+            if run.outcome is None and not self._stopping:
+                run.start(self._threads, self._ended)
+            else:
+                run.outcome = run.outcome or Interrupted()
+                self._ended(run)
+
+    def _verdict(self, job: Job[Any], worker: WorkerDef | None) -> Outcome | None:
+        """What becomes of a job that is not to be run at all."""
+        if self._stopping:
+            return Interrupted()
+        if job.cancel_requested:
+            return Cancelled(Cause.CANCELLED.value)
+        if worker is None:
+            return Discarded(Failure("WorkerNotFound", UNKNOWN))
+        return None
+
+    def _ended(self, run: Run) -> None:
+        self._settler.take(run, self._release)
+
+    def _release(self, run: Run) -> None:
+        del self.runs[run.job.id, run.job.claim]
+        self.slots.give_back()
+        self._bell.ring()
+
+    def find_run(self, job_id: int) -> Run | None:
+        """The run of a job, if it is here."""
+        return next((run for (known, _), run in self.runs.items() if known == job_id), None)
+
+
+_NOBODY = WorkerDef("nobody", lambda _args, _ctx: None)
+
+
+async def all_ended(runners: Iterable[QueueRunner], seconds: float) -> bool:
+    """Wait until no run is left, or for so many seconds; whether none is left."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while tasks := {run.task for runner in runners for run in runner.runs.values() if run.task and not run.task.done()}:
+        left = deadline - loop.time()
+        if left <= 0:
+            return False
+        await asyncio.wait(tasks, timeout=left)
+    return True

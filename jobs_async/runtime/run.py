@@ -1,0 +1,241 @@
+"""One attempt of one job: the boundary around its handler, from the claim to an Outcome.
+
+Whatever a handler does ends here as a value. Why it was cancelled is written down before it is, never guessed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from enum import Enum
+from random import Random
+from typing import Any, Protocol
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from jobs_async.clock import stopwatch
+from jobs_async.core import limits, retry
+from jobs_async.core.context import current
+from jobs_async.core.errors import ArgsError, OptionError, UnreadableArgs
+from jobs_async.core.job import Job, Progress
+from jobs_async.core.lifecycle import Patch, Transition, decide
+from jobs_async.core.options import Draft
+from jobs_async.core.outcome import (
+    Cancel,
+    Cancelled,
+    Completed,
+    Discard,
+    Discarded,
+    Failed,
+    Failure,
+    Interrupted,
+    Outcome,
+    Snooze,
+    Snoozed,
+)
+from jobs_async.core.store import Clock, Store
+from jobs_async.core.workers import WorkerDef
+from jobs_async.runtime.failures import failure_of, safe
+
+logger = logging.getLogger("jobs_async")
+
+
+class Cause(Enum):
+    """Why we cancelled a run."""
+
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled on request"
+    STOP = "stop"
+    LEASE_LOST = "lease lost"
+
+
+class Host(Protocol):
+    """What a run needs of the Supervisor it runs in."""
+
+    store: Store
+    clock: Clock
+    rng: Random
+
+    async def enqueue(self, draft: Draft[Any], /, *, connection: object = None) -> Job[Any]: ...
+
+
+class Flag:
+    """Tells a handler to come to an end; makes an asyncio.Event only for those who wait for it."""
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._event: asyncio.Event | None = None
+
+    def is_set(self) -> bool:
+        return self._set
+
+    async def wait(self) -> bool:
+        if self._event is None:
+            self._event = asyncio.Event()
+            if self._set:
+                self._event.set()
+        return await self._event.wait()
+
+    def set(self) -> None:
+        self._set = True
+        if self._event is not None:
+            self._event.set()
+
+
+class Run:
+    """A claimed job on its way through its handler; to the handler it is the JobContext."""
+
+    __slots__ = ("_alarm", "_began_at", "cancelled", "cause", "duration", "host", "job", "outcome", "retry_in", "task", "worker")
+
+    def __init__(self, job: Job[Any], worker: WorkerDef, host: Host) -> None:
+        self.job = job
+        self.worker = worker
+        self.host = host
+        self.cancelled = Flag()
+        self.cause: Cause | None = None
+        self.outcome: Outcome | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.retry_in = 0.0
+        self.duration = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._began_at = 0.0
+
+    # --- what the handler sees ---
+
+    @property
+    def attempt(self) -> int:
+        return self.job.attempt
+
+    @property
+    def correlation_id(self) -> str | None:
+        return self.job.correlation_id
+
+    @property
+    def deadline(self) -> datetime | None:
+        if self.job.timeout_seconds is None:
+            return None
+        left = self.job.timeout_seconds - (stopwatch() - self._began_at)
+        return self.host.clock.now() + timedelta(seconds=left)
+
+    async def progress(self, fraction: float, note: str = "") -> None:
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
+            raise OptionError("progress must be a fraction from 0 to 1")
+        if note:
+            limits.name(note, "the note of a progress")
+        patch = Patch(progress=Progress(float(fraction), note))
+        (job,) = await self.host.store.apply([Transition(self.job, self.job.state, patch=patch)])
+        if job is not None:
+            self.job = job
+
+    async def enqueue(self, draft: Draft[Any], *, connection: object = None) -> Job[Any]:
+        return await self.host.enqueue(draft, connection=connection)
+
+    # --- what the runtime does with it ---
+
+    def start(self, threads: CapacityLimiter, done: Callable[[Run], None]) -> None:
+        """Run the handler in a task of its own; `done` is called when it has really ended."""
+        loop = asyncio.get_running_loop()
+        self._began_at = stopwatch()
+        self.task = loop.create_task(self._guard(threads), name=f"job {self.job.id} {self.job.worker}")
+        if self.job.timeout_seconds is not None:
+            self._alarm = loop.call_later(self.job.timeout_seconds, self.stop, Cause.TIMEOUT)
+
+        def ended(_task: asyncio.Task[None]) -> None:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self.duration = stopwatch() - self._began_at
+            if self.outcome is None:  # the task was cancelled before its first step
+                self.outcome = self._judge(asyncio.CancelledError())
+            done(self)
+
+        self.task.add_done_callback(ended)
+
+    def warn(self, cause: Cause) -> None:
+        """Tell the handler that its end has come; the first cause counts."""
+        if self.cause is None:
+            self.cause = cause
+        self.cancelled.set()
+
+    def stop(self, cause: Cause) -> None:
+        """Tell it, and cancel its task; a thread cannot be cancelled and keeps its slot until it ends."""
+        self.warn(cause)
+        if self.worker.is_async and self.task is not None:
+            self.task.cancel()
+
+    async def _guard(self, threads: CapacityLimiter) -> None:
+        """The boundary: nothing a handler raises gets out, not even what would end the loop."""
+        current.set(self)
+        try:
+            try:
+                value = await self._call(threads)
+                self.outcome = self._judge(None, value)
+            except BaseException as error:
+                self.outcome = self._judge(error)
+            if isinstance(self.outcome, Failed) and self.job.attempt < self.job.max_attempts:
+                self.retry_in = await self._retry_delay()
+        except BaseException as error:
+            if self.outcome is None:
+                self.outcome = Failed(failure_of(error))
+
+    async def _call(self, threads: CapacityLimiter) -> Any:
+        if self.worker.is_async:
+            return await self.worker.invoke(self.job.args_json, self)
+        value = await anyio.to_thread.run_sync(self.worker.invoke, self.job.args_json, self, limiter=threads)
+        return await value if inspect.isawaitable(value) else value
+
+    def _judge(self, error: BaseException | None, value: Any = None) -> Outcome:
+        """What the end of the handler means, given why it was cancelled, if it was."""
+        if self.cause is Cause.TIMEOUT:
+            return Failed(Failure("Timeout", f"timeout: ran for more than {self.job.timeout_seconds:g} seconds"))
+        if self.cause is Cause.CANCELLED:
+            return Cancelled(Cause.CANCELLED.value, None if error else self._pack(value))
+        match error:
+            case None:
+                return Completed(self._pack(value))
+            case Snooze(seconds=seconds):
+                return Snoozed(seconds)
+            case Cancel():
+                return Cancelled(safe(str(error)))
+            case Discard():
+                return Discarded(failure_of(error))
+            case UnreadableArgs():
+                return Discarded(failure_of(error))
+            case asyncio.CancelledError() if self.cause is not None:
+                return Interrupted()
+            case _:
+                logger.warning(
+                    "job %d (%s) failed in attempt %d", self.job.id, self.job.worker, self.job.attempt, exc_info=error
+                )
+                return Failed(failure_of(error))
+
+    def _pack(self, value: Any) -> str | None:
+        """A result as JSON; one that has none does not undo the work that was done."""
+        if value is None:
+            return None
+        try:
+            return self.worker.encode_result(value)
+        except ArgsError as error:
+            logger.warning("job %d (%s) completed, but its %s", self.job.id, self.job.worker, error)
+            return None
+
+    async def _retry_delay(self) -> float:
+        """The worker's own strategy; where that fails, the default one."""
+        index, rng, now = max(0, self.job.attempt - 1), self.host.rng, self.host.clock.now().timestamp()
+        try:
+            answer = retry.ask(self.worker.retry_strategy, index, rng, now)
+            if not isinstance(answer, (int, float, timedelta)):
+                answer = await answer
+            return retry.bounded(answer)
+        except BaseException:
+            logger.warning("the retry strategy of %s failed; using the default", self.job.worker, exc_info=True)
+            return retry.DEFAULT_STRATEGY.delay(index, rng, now)
+
+    def step(self) -> Transition:
+        """The transition that follows."""
+        assert self.outcome is not None, "a run is settled when it has ended"
+        return decide(self.job, self.outcome, self.retry_in)

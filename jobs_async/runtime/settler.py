@@ -1,0 +1,125 @@
+"""Making outcomes durable: what waits while one write is in flight shares the next (natural batching, no timer).
+
+A run keeps its slot until its settlement is durable and its event delivered, so a kill repeats at most what is
+running. A store that is away is asked again until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from jobs_async.core.events import Event, StaleSettlement, outcome_event
+from jobs_async.core.job import Job, JobState
+from jobs_async.core.lifecycle import Transition, decide
+from jobs_async.core.outcome import Discarded, Failure
+from jobs_async.core.store import Clock, JobQuery, Store
+from jobs_async.runtime.loops import Bell
+from jobs_async.runtime.run import Run
+from jobs_async.telemetry import Telemetry
+
+MAX_BATCH = 500
+FIRST_PAUSE, MAX_PAUSE = 0.05, 5.0
+TRIES_TOGETHER = 3
+"""Failures after which a batch is written one by one, so that one bad row cannot hold up its neighbours."""
+
+logger = logging.getLogger("jobs_async")
+
+
+class Settler:
+    """Takes ended runs, writes what follows, tells of it, and gives the runs back to their queues."""
+
+    def __init__(
+        self, store: Store, telemetry: Telemetry | None, clock: Clock, rng: Random, settled: Callable[[Job[Any]], None]
+    ) -> None:
+        self._store = store
+        self._telemetry = telemetry
+        self._clock = clock
+        self._rng = rng
+        self._settled = settled
+        self._inbox: list[tuple[Run, Callable[[Run], None]]] = []
+        self._bell = Bell()
+        self._closing = False
+
+    def take(self, run: Run, release: Callable[[Run], None]) -> None:
+        """Settle an ended run, then call `release`."""
+        self._inbox.append((run, release))
+        self._bell.ring()
+
+    def close(self) -> None:
+        """End when the inbox is empty."""
+        self._closing = True
+        self._bell.ring()
+
+    async def loop(self) -> None:
+        while self._inbox or not self._closing:
+            await self._bell.wait()
+            self._bell.silence()
+            while self._inbox:
+                batch, self._inbox = self._inbox[:MAX_BATCH], self._inbox[MAX_BATCH:]
+                try:
+                    await self._settle([run for run, _ in batch])
+                finally:
+                    for run, release in batch:
+                        release(run)
+
+    async def _settle(self, runs: Sequence[Run]) -> None:
+        steps = [run.step() for run in runs]
+        applied = await self.write(steps)
+        events: list[Event] = []
+        watched = self._telemetry is not None and self._telemetry.is_watched
+        at = self._clock.now() if watched else None
+        for run, step, job in zip(runs, steps, applied, strict=True):
+            if job is None:
+                event: Event | None = await self._settle_again(run)
+            else:
+                self._settled(job)
+                event = None if at is None else outcome_event(step, job, at, round(run.duration * 1000))
+            if event is not None:
+                events.append(event)
+        if events and self._telemetry is not None:
+            await self._telemetry.deliver(events)
+
+    async def _settle_again(self, run: Run) -> Event | None:
+        """The fence refused: somebody asked to cancel meanwhile, and we decide anew, or the claim is no longer ours."""
+        rows = await self._insist(lambda: self._store.select(JobQuery(ids=[run.job.id])))
+        row = rows[0] if rows else None
+        if row is not None and row.state is JobState.executing and row.claim == run.job.claim:
+            run.job = row
+            step = run.step()
+            (job,) = await self.write([step])
+            if job is not None:
+                self._settled(job)
+                return outcome_event(step, job, self._clock.now(), round(run.duration * 1000))
+        logger.warning("job %d (%s) was taken from this node; its outcome is dropped", run.job.id, run.job.worker)
+        return StaleSettlement(job=run.job, at=self._clock.now())
+
+    async def write(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+        """Apply transitions, insisting while the store is away; what it will never take ends as a discard."""
+        pause, tries = FIRST_PAUSE, 0
+        while True:
+            try:
+                return await self._store.apply(steps)
+            except Exception as error:
+                tries += 1
+                logger.warning("%d settlements could not be written (%s); trying again", len(steps), error)
+                if tries == TRIES_TOGETHER and len(steps) > 1:
+                    return [job for step in steps for job in await self.write([step])]
+                if tries == TRIES_TOGETHER and isinstance(error, ValueError | TypeError) and steps[0].result:
+                    text = f"its settlement was refused: {type(error).__name__}"
+                    steps = [decide(steps[0].job, Discarded(Failure("SettlementRefused", text)))]
+            await asyncio.sleep(self._rng.uniform(0, pause))
+            pause = min(pause * 2, MAX_PAUSE)
+
+    async def _insist(self, ask: Callable[[], Any]) -> Any:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await ask()
+            except Exception as error:
+                logger.warning("the store does not answer (%s); asking again", error)
+            await asyncio.sleep(self._rng.uniform(0, pause))
+            pause = min(pause * 2, MAX_PAUSE)

@@ -1,0 +1,241 @@
+"""The public face: registers workers, starts and stops, and runs beside a server (zzz_jobs: Supervisor)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from random import Random
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
+
+from jobs_async.core import binding, limits
+from jobs_async.core.errors import OptionError, WorkerError
+from jobs_async.core.limits import Seconds
+from jobs_async.core.options import NO_OPTIONS, JobOpts
+from jobs_async.core.retry import DEFAULT_STRATEGY, RetryStrategy
+from jobs_async.core.store import Clock, Store
+from jobs_async.core.workers import ContextWorker, Decorate, DecorateWithContext, Worker, WorkerDef, collect, make_worker
+from jobs_async.runtime.engine import Engine, Settings, ShutdownReport
+from jobs_async.runtime.operator import Operator
+from jobs_async.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from jobs_async.core.options import WorkerOptions
+
+P = ParamSpec("P")
+C = TypeVar("C")
+
+MAX_CONCURRENCY = 10_000
+
+
+class Queue:
+    """A queue to be run: its name and how many of its jobs may run at once here (zzz_jobs: QueueConfig)."""
+
+    __slots__ = ("concurrency", "name")
+
+    def __init__(self, name: str = "default", concurrency: int = 10) -> None:
+        self.name = limits.name(name, "a queue's name")
+        self.concurrency = limits.integer(concurrency, f"the concurrency of {name}", 1, MAX_CONCURRENCY)
+
+    def __repr__(self) -> str:
+        return f"Queue({self.name!r}, {self.concurrency})"
+
+
+class Supervisor(Operator):
+    """Runs the jobs of its queues, each queue on its own: one that is full or broken holds up no other.
+
+    `store` is a Store or a URL ("memory://", "sqlite:///jobs.db"). `queues` maps names to concurrency, or lists Queues;
+    {} makes a producer and operator that runs nothing. Durations are seconds or timedeltas: `poll_interval` between
+    two looks for jobs that other processes stored (those stored here start at once), `shutdown_timeout` for running
+    jobs at a stop, `heartbeat` and `lease` of this node (a lease is at least 4 heartbeats), `rescue_interval` between
+    two searches for the jobs of dead nodes, which are discarded after `max_rescues`.
+
+    Raises:
+        OptionError: something is out of bounds.
+        WorkerError: something in `workers` is no worker, or two have one name.
+    """
+
+    def __init__(
+        self,
+        store: Store | str = "memory://",
+        *,
+        queues: Mapping[str, int] | Iterable[Queue] | None = None,
+        workers: Iterable[WorkerDef | ModuleType] = (),
+        telemetry: Telemetry | None = None,
+        poll_interval: Seconds = 1.0,
+        shutdown_timeout: Seconds = 30.0,
+        heartbeat: Seconds = 5.0,
+        lease: Seconds = 30.0,
+        rescue_interval: Seconds = 10.0,
+        max_rescues: int = 3,
+        strict: bool = False,
+        clock: Clock | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        super().__init__(store, telemetry=telemetry, strict=strict, clock=clock, rng=rng)
+        self._queues = _concurrency(queues)
+        self._settings = Settings(
+            poll_interval=limits.seconds(poll_interval, "poll_interval", low=0.001),
+            shutdown_timeout=limits.seconds(shutdown_timeout, "shutdown_timeout"),
+            heartbeat=limits.seconds(heartbeat, "heartbeat", low=0.001),
+            lease=limits.seconds(lease, "lease", low=0.004),
+            rescue_interval=limits.seconds(rescue_interval, "rescue_interval", low=0.001),
+            max_rescues=limits.integer(max_rescues, "max_rescues", 0),
+        )
+        if self._settings.lease < 4 * self._settings.heartbeat:
+            raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
+        self._starting = asyncio.Lock()
+        self._was_stopped = False
+        for one in collect(workers):
+            self._register(one)
+
+    # --- workers ---
+
+    @overload
+    def worker(self, fn: Callable[P, C], /) -> Worker[P, C]: ...
+    @overload
+    def worker(self, *, context: Literal[False] = ..., **options: Unpack[WorkerOptions]) -> Decorate: ...
+    @overload
+    def worker(self, *, context: Literal[True], **options: Unpack[WorkerOptions]) -> DecorateWithContext: ...
+    def worker(self, fn: Callable[..., Any] | None = None, /, *, context: bool = False, **options: Any) -> Any:
+        """As the module's `worker`, and registered here.
+
+        Raises:
+            WorkerError, OptionError: as `worker`; or the name is taken.
+        """
+        return make_worker(fn, context=context, options=options, then=self._declare)
+
+    def register_worker(
+        self,
+        worker: WorkerDef | str,
+        handler: Callable[[Any, Any], Any] | None = None,
+        *,
+        opts: JobOpts = NO_OPTIONS,
+        retry_strategy: RetryStrategy = DEFAULT_STRATEGY,
+    ) -> WorkerDef:
+        """Register `handler(args, ctx)` under a name, the source's form, or a worker made elsewhere. At any time.
+
+        Raises:
+            WorkerError: it cannot be a worker, or the name is taken by another.
+        """
+        if isinstance(worker, str):
+            if handler is None:
+                raise WorkerError(f"register_worker({worker!r}, ...) needs a handler")
+            worker = WorkerDef(worker, handler, opts=opts, retry_strategy=retry_strategy)
+        self._register(worker)
+        return worker
+
+    def _declare(self, worker: WorkerDef) -> None:
+        self._register(worker, declared=True)
+
+    def _register(self, worker: WorkerDef, *, declared: bool = False) -> None:
+        if self._workers.setdefault(worker.name, worker) is not worker:
+            raise WorkerError(f"a worker named {worker.name!r} is registered already; give this one another name=")
+        binding.attach(worker, self, declared=declared)
+
+    # --- life time ---
+
+    @property
+    def is_running(self) -> bool:
+        """Between the end of a start and the beginning of a stop."""
+        return self._engine is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """After a stop; a new start undoes it."""
+        return self._was_stopped
+
+    async def start(self) -> None:
+        """Open the store where nobody has, and run. Harmless while running; after a stop it starts anew.
+
+        Raises:
+            StoreError: the store cannot be opened; nothing was started.
+            WorkerError: a worker's annotations cannot be resolved or stored.
+        """
+        async with self._starting:
+            if self._engine is not None:
+                return
+            for worker in self._workers.values():
+                binding.attach(worker, self)
+            await self._ensure_open()
+            engine = Engine(
+                self, self._queues, self._workers, self._settings, self.telemetry, self._waiters.settled
+            )
+            try:
+                await engine.start()
+            except BaseException:
+                await self._close_store()
+                raise
+            self._engine, self._was_stopped = engine, False
+            binding.changed()
+
+    async def stop(self) -> ShutdownReport:
+        """Claim no more, let running jobs finish for `shutdown_timeout` seconds, cancel the rest, hand them back.
+
+        Ends within `shutdown_timeout` + 6 seconds, whatever the store does. Called again, or by several at once, it
+        waits for the same end. A job whose handler would not end stays executing and is rescued after the lease.
+        Cancelling the caller does not cancel the stop.
+        """
+        engine = self._engine
+        if engine is not None:
+            engine.ask_to_stop()
+            await engine.ended()
+            report = engine.report
+        else:
+            report = ShutdownReport()
+        if self._engine is engine:
+            self._engine, self._was_stopped = None, True
+            binding.detach(self)
+            self._waiters.close()
+            await self._close_store()
+        return report
+
+    async def run(self) -> None:
+        """Start, and come back when stopped: a task to be run beside a server. Cancelling it stops."""
+        async with self:
+            engine = self._engine
+            if engine is not None:
+                await engine.ended()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """Stop, to the end, even where the caller is cancelled again and again while it waits."""
+        stopping = asyncio.get_running_loop().create_task(self.stop(), name="jobs_async stop")
+        cancelled: asyncio.CancelledError | None = None
+        while not stopping.done():
+            try:
+                await asyncio.wait({stopping})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        stopping.result()
+        if cancelled is not None:
+            raise cancelled
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+        """For `Starlette(lifespan=jobs.lifespan)` and `FastAPI(lifespan=jobs.lifespan)`."""
+        async with self:
+            yield
+
+
+def _concurrency(queues: Mapping[str, int] | Iterable[Queue] | None) -> dict[str, int]:
+    if queues is None:
+        return {"default": 10}
+    if isinstance(queues, Mapping):
+        listed = [Queue(name, limit) for name, limit in queues.items()]
+    else:
+        listed = list(queues)
+    found: dict[str, int] = {}
+    for queue in listed:
+        if not isinstance(queue, Queue):
+            raise OptionError(f"queues maps names to numbers, or lists Queues, not {limits.type_name(queue)}")
+        if queue.name in found:
+            raise OptionError(f"queue {queue.name!r} is given twice")
+        found[queue.name] = queue.concurrency
+    return found

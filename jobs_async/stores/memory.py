@@ -1,0 +1,279 @@
+"""Jobs in this process: for tests and throw-away work. Gone when the process is (zzz_jobs: MemoryStore)."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from heapq import heappop, heappush
+from itertools import islice
+from typing import Any
+
+from msgspec.structs import replace
+
+from jobs_async.clock import SystemClock
+from jobs_async.core import lifecycle, limits
+from jobs_async.core.errors import StoreFull, UniqueConflict
+from jobs_async.core.job import DEFERRED, FINAL, LIVE, Job, JobState
+from jobs_async.core.lifecycle import Transition
+from jobs_async.core.limits import Seconds
+from jobs_async.core.options import NewJob, UniqueStrategy
+from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
+
+TICKS_KEPT = timedelta(days=7)
+DEAD_NODES_KEPT = 86_400.0
+
+
+class MemoryStore(Store):
+    """Live jobs up to `max_jobs` (None: no limit), then StoreFull; as many finished ones stay readable.
+
+    Every method runs from its first line to its last without giving way, so each is atomic. One event loop only.
+    """
+
+    def __init__(self, max_jobs: int | None = 4096, *, clock: Clock | None = None) -> None:
+        self._max_jobs = None if max_jobs is None else limits.integer(max_jobs, "max_jobs", 1)
+        self._clock = clock or SystemClock()
+        self._last_id = 0
+        self._live = 0
+        self._jobs: dict[int, Job[Any]] = {}
+        self._ready: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._waiting: defaultdict[str, list[tuple[datetime, int]]] = defaultdict(list)
+        self._executing: dict[int, None] = {}
+        self._finished: OrderedDict[int, None] = OrderedDict()
+        self._unique: dict[str, int] = {}
+        self._idempotent: dict[tuple[str, str], int] = {}
+        self._ticks: dict[str, dict[datetime, int | None]] = {}
+        self._queues: dict[str, QueueInfo] = {}
+        self._leases: dict[str, tuple[Node, str, float]] = {}
+
+    async def insert(self, new: Sequence[NewJob], *, tick: Tick | None = None) -> list[Job[Any]]:
+        now = self._clock.now()
+        spent = self._ticks.setdefault(tick.name, {}) if tick else {}
+        if tick and tick.at in spent:
+            return []
+        undo: list[tuple[int, Job[Any] | None]] = []
+        try:
+            jobs = [self._admit(item, now, undo) for item in new]
+        except (StoreFull, UniqueConflict):
+            for job_id, before in reversed(undo):
+                self._forget(job_id)
+                if before is not None:
+                    self._keep(before)
+            self._jobs = dict(sorted(self._jobs.items()))
+            raise
+        if tick:
+            for old in [at for at in spent if at < tick.at - TICKS_KEPT]:
+                del spent[old]
+            spent[tick.at] = jobs[0].id if jobs else None
+        self._evict()
+        return jobs
+
+    def _admit(self, new: NewJob, now: datetime, undo: list[tuple[int, Job[Any] | None]]) -> Job[Any]:
+        """Insert one, or find the job that stands in its way."""
+        if new.idempotency_key is not None:
+            twin = self._idempotent.get((new.worker, new.idempotency_key))
+            if twin is not None:
+                return replace(self._jobs[twin], duplicate=True)
+        replaces = None
+        holder = None if new.unique_key is None else self._unique.get(new.unique_key)
+        if holder is not None:
+            job = self._jobs[holder]
+            if new.unique_strategy is UniqueStrategy.IGNORE_NEW:
+                return replace(job, duplicate=True)
+            if new.unique_strategy is UniqueStrategy.REJECT:
+                raise UniqueConflict(job)
+            undo.append((holder, job))
+            self._keep(lifecycle.replaced(job, now))
+            replaces = holder
+        if self._max_jobs is not None and self._live >= self._max_jobs:
+            raise StoreFull(f"the memory store holds {self._live} live jobs, its limit; raise max_jobs or wait")
+        self._last_id += 1
+        undo.append((self._last_id, None))
+        job = lifecycle.born(new, self._last_id, now)
+        self._keep(job)
+        return job if replaces is None else replace(job, replaces=replaces)
+
+    async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
+        info = self._queues.get(queue)
+        if (info is not None and info.paused) or (node is not None and not self._is_alive(node)):
+            return Fetched([])
+        now = self._clock.now()
+        next_due = self._stage(queue, now)
+        jobs: list[Job[Any]] = []
+        ready = self._ready[queue]
+        while ready and len(jobs) < limit:
+            priority, job_id = heappop(ready)
+            job = self._jobs.get(job_id)
+            if job is not None and job.state is JobState.available and job.priority == priority:
+                job = lifecycle.claimed(job, node, now)
+                self._keep(job)
+                jobs.append(job)
+        return Fetched(jobs, next_due)
+
+    def _stage(self, queue: str, now: datetime) -> float | None:
+        """Make due jobs available; seconds until the next one is due."""
+        waiting = self._waiting[queue]
+        while waiting:
+            at, job_id = waiting[0]
+            job = self._jobs.get(job_id)
+            if job is not None and job.state in DEFERRED and job.scheduled_at == at:
+                if at > now:
+                    return (at - now).total_seconds()
+                self._keep(replace(job, state=JobState.available))
+            heappop(waiting)
+        return None
+
+    async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+        now = self._clock.now()
+        self._refuse_second_life(steps)
+        applied: list[Job[Any] | None] = []
+        for step in steps:
+            row = self._jobs.get(step.job.id)
+            if row is None or not lifecycle.fits(row, step.job):
+                applied.append(None)
+                continue
+            job = lifecycle.advance(row, step, now)
+            self._keep(job)
+            applied.append(job)
+        self._evict()
+        return applied
+
+    def _refuse_second_life(self, steps: Sequence[Transition]) -> None:
+        """Two live jobs of one unique key must not come to be by running a finished one again."""
+        taken: set[str] = set()
+        for step in steps:
+            key = step.job.unique_key
+            if key is None or step.job.state not in FINAL or step.target in FINAL:
+                continue
+            row = self._jobs.get(step.job.id)
+            if row is None or not lifecycle.fits(row, step.job):
+                continue
+            holder = self._unique.get(key)
+            if holder is not None or key in taken:
+                raise UniqueConflict(self._jobs[step.job.id if holder is None else holder])
+            taken.add(key)
+
+    async def select(self, query: JobQuery) -> list[Job[Any]]:
+        now = self._clock.now()
+        states = None if query.states is None else frozenset(query.states)
+
+        def wanted(job: Job[Any]) -> bool:
+            return (
+                (states is None or job.state in states)
+                and (query.queue is None or job.queue == query.queue)
+                and (query.worker is None or job.worker == query.worker)
+                and (query.after is None or (job.id < query.after if query.newest_first else job.id > query.after))
+                and (not query.orphaned or self._is_orphan(job))
+                and (query.older_than is None or _runs_longer(job, query.older_than, now))
+            )
+
+        return list(islice(filter(wanted, self._candidates(query)), query.limit))
+
+    def _candidates(self, query: JobQuery) -> Iterator[Job[Any]]:
+        ids: Iterable[int] = self._jobs
+        if query.ids is not None:
+            ids = sorted({job_id for job_id in query.ids if job_id in self._jobs})
+        elif query.orphaned or query.older_than is not None:
+            ids = sorted(self._executing)
+        ordered = reversed(list(ids)) if query.newest_first else iter(list(ids))
+        return (self._jobs[job_id] for job_id in ordered)
+
+    async def delete(self, ids: Sequence[int]) -> int:
+        doomed = [i for i in set(ids) if i in self._jobs and self._jobs[i].state is not JobState.executing]
+        for job_id in doomed:
+            self._forget(job_id)
+        return len(doomed)
+
+    async def purge(self, states: Iterable[JobState], older_than: Seconds | datetime, limit: int = MAX_PAGE) -> int:
+        before = cutoff(older_than, self._clock.now())
+        chosen = FINAL.intersection(states)
+        finished = (self._jobs[job_id] for job_id in self._finished)
+        ended = (job.id for job in finished if job.state in chosen and job.completed_at and job.completed_at < before)
+        doomed = list(islice(ended, limit))
+        for job_id in doomed:
+            self._forget(job_id)
+        return len(doomed)
+
+    async def tally(self) -> Mapping[tuple[str, JobState], int]:
+        return Counter((job.queue, job.state) for job in self._jobs.values())
+
+    async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
+        before = self._queues.get(name, QueueInfo())
+        after = QueueInfo(before.paused if paused is None else paused, before.limit if limit is None else limit)
+        self._queues[name] = after
+        return after != before
+
+    async def queues(self) -> Mapping[str, QueueInfo]:
+        return dict(self._queues)
+
+    async def beat(self, node: Node, ttl: float, *, join: bool = False) -> Beat:
+        now, (boot, uptime) = self._clock.now(), self._clock.uptime()
+        if not join and not self._is_alive(node.id):
+            return Beat(False, now)
+        started = now if join else self._leases[node.id][0].started_at
+        if join:
+            self._leases = {k: v for k, v in self._leases.items() if uptime - v[2] < DEAD_NODES_KEPT}
+        self._leases[node.id] = (replace(node, started_at=started, beat_at=now), boot, uptime + ttl)
+        asked = (self._jobs[job_id] for job_id in self._executing)
+        return Beat(ttl > 0, now, tuple(job.id for job in asked if job.node == node.id and job.cancel_requested))
+
+    async def nodes(self) -> list[Node]:
+        return [replace(node, alive=self._is_alive(node.id)) for node, _, _ in self._leases.values()]
+
+    def _is_alive(self, node: str) -> bool:
+        lease = self._leases.get(node)
+        boot, uptime = self._clock.uptime()
+        return lease is not None and lease[1] == boot and lease[2] > uptime
+
+    def _is_orphan(self, job: Job[Any]) -> bool:
+        return job.state is JobState.executing and job.node is not None and not self._is_alive(job.node)
+
+    def _keep(self, job: Job[Any]) -> None:
+        """Make a record the stored one, and every index agree with it."""
+        before = self._jobs.get(job.id)
+        was_live = before is not None and before.state in LIVE
+        state = job.state
+        self._jobs[job.id] = job
+        if state is JobState.executing:
+            self._executing[job.id] = None
+        elif before is not None and before.state is JobState.executing:
+            del self._executing[job.id]
+        if state is JobState.available:
+            heappush(self._ready[job.queue], (job.priority, job.id))
+        elif state in DEFERRED:
+            heappush(self._waiting[job.queue], (job.scheduled_at, job.id))
+        live = state in LIVE
+        if live is not was_live:
+            self._live += 1 if live else -1
+            if live:
+                self._finished.pop(job.id, None)
+            else:
+                self._finished[job.id] = None
+            if job.unique_key is not None:
+                if live:
+                    self._unique[job.unique_key] = job.id
+                else:
+                    del self._unique[job.unique_key]
+        if before is None and job.idempotency_key is not None:
+            self._idempotent[job.worker, job.idempotency_key] = job.id
+
+    def _forget(self, job_id: int) -> None:
+        job = self._jobs.pop(job_id)
+        self._executing.pop(job_id, None)
+        self._finished.pop(job_id, None)
+        if job.state in LIVE:
+            self._live -= 1
+            if job.unique_key is not None:
+                del self._unique[job.unique_key]
+        if job.idempotency_key is not None:
+            del self._idempotent[job.worker, job.idempotency_key]
+
+    def _evict(self) -> None:
+        """Forget the oldest finished jobs beyond the bound."""
+        while self._max_jobs is not None and len(self._finished) > self._max_jobs:
+            self._forget(next(iter(self._finished)))
+
+
+def _runs_longer(job: Job[Any], seconds: float, now: datetime) -> bool:
+    since = job.attempted_at
+    return job.state is JobState.executing and since is not None and now - since > timedelta(seconds=seconds)

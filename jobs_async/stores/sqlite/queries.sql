@@ -1,0 +1,156 @@
+-- One block a statement. Each term that guards a write stands on a line of its own.
+
+-- name: insert
+INSERT INTO jobs_async_jobs (
+    state, queue, worker, args, priority, attempt, max_attempts, scheduled_at, inserted_at, attempted_at,
+    completed_at, rescues, claim, node, timeout_seconds, cancel_requested, progress, result, errors,
+    unique_key, idempotency_key, correlation_id, tags, meta
+)
+SELECT
+    value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
+    value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15, value ->> 16,
+    value ->> 17, value ->> 18, value ->> 19, value ->> 20, value ->> 21, value ->> 22, value ->> 23, value ->> 24
+FROM json_each(:rows)
+WHERE true
+ORDER BY key
+RETURNING id
+
+-- name: twins
+SELECT * FROM jobs_async_jobs
+WHERE unique_key IN (SELECT value FROM json_each(:unique_keys))
+    AND unique_key IS NOT NULL
+    AND state IN (0, 1, 3, 6)
+UNION ALL
+SELECT jobs_async_jobs.* FROM json_each(:idempotency_keys) AS wanted
+CROSS JOIN jobs_async_jobs
+    ON idempotency_key = wanted.value ->> 1
+    AND worker = wanted.value ->> 0
+    AND idempotency_key IS NOT NULL
+
+-- name: spend_tick
+INSERT INTO jobs_async_ticks (name, at, job_id) VALUES (:name, :at, NULL)
+ON CONFLICT DO NOTHING
+RETURNING at
+
+-- name: link_tick
+UPDATE jobs_async_ticks SET job_id = :job_id WHERE name = :name AND at = :at
+
+-- name: forget_ticks
+DELETE FROM jobs_async_ticks WHERE name = :name AND at < :before
+
+-- name: peek
+SELECT
+    EXISTS (SELECT 1 FROM jobs_async_jobs WHERE queue = :queue AND state = 0),
+    (SELECT min(scheduled_at) FROM jobs_async_jobs WHERE queue = :queue AND state IN (3, 6))
+
+-- name: stage
+UPDATE jobs_async_jobs SET state = 0
+WHERE id IN (
+    SELECT id FROM jobs_async_jobs
+    WHERE queue = :queue
+        AND state IN (3, 6)
+        AND scheduled_at <= :now
+    ORDER BY scheduled_at, id
+    LIMIT 1000
+)
+
+-- name: claim
+UPDATE jobs_async_jobs
+SET state = 1, attempt = attempt + 1, claim = claim + 1, attempted_at = :now, node = :node, progress = NULL
+WHERE id IN (
+    SELECT id FROM jobs_async_jobs
+    WHERE queue = :queue
+        AND state = 0
+    ORDER BY priority, id
+    LIMIT :limit
+)
+    AND NOT EXISTS (SELECT 1 FROM jobs_async_queues WHERE name = :queue AND paused = 1)
+    AND (:node IS NULL OR EXISTS (
+        SELECT 1 FROM jobs_async_nodes
+        WHERE id = :node
+            AND boot = :boot
+            AND expires_at > :uptime
+    ))
+RETURNING *
+
+-- name: apply
+UPDATE jobs_async_jobs
+SET
+    state = step.value ->> 4,
+    attempt = step.value ->> 5,
+    rescues = step.value ->> 6,
+    claim = step.value ->> 7,
+    scheduled_at = step.value ->> 8,
+    completed_at = step.value ->> 9,
+    result = step.value ->> 10,
+    errors = step.value ->> 11,
+    cancel_requested = step.value ->> 12,
+    progress = coalesce(step.value ->> 13, progress),
+    args = coalesce(step.value ->> 14, args),
+    priority = coalesce(step.value ->> 15, priority)
+FROM json_each(:steps) AS step
+WHERE jobs_async_jobs.id = step.value ->> 0
+    AND jobs_async_jobs.state = step.value ->> 1
+    AND jobs_async_jobs.claim = step.value ->> 2
+    AND jobs_async_jobs.cancel_requested = step.value ->> 3
+RETURNING jobs_async_jobs.id, jobs_async_jobs.args, jobs_async_jobs.priority, jobs_async_jobs.progress
+
+-- name: is_orphaned
+state = 1
+AND node IS NOT NULL
+AND NOT EXISTS (
+    SELECT 1 FROM jobs_async_nodes AS owner
+    WHERE owner.id = job.node
+        AND owner.boot = :boot
+        AND owner.expires_at > :uptime
+)
+
+-- name: delete
+DELETE FROM jobs_async_jobs
+WHERE id IN (SELECT value FROM json_each(:ids))
+    AND state <> 1
+RETURNING id
+
+-- name: purge
+DELETE FROM jobs_async_jobs
+WHERE id IN (
+    SELECT id FROM jobs_async_jobs
+    WHERE completed_at IS NOT NULL
+        AND completed_at < :before
+        AND state IN (SELECT value FROM json_each(:states))
+    ORDER BY completed_at
+    LIMIT :limit
+)
+RETURNING id
+
+-- name: tally
+SELECT queue, state, count(*) FROM jobs_async_jobs GROUP BY queue, state
+
+-- name: queues
+SELECT name, paused, slots FROM jobs_async_queues
+
+-- name: set_queue
+INSERT INTO jobs_async_queues (name, paused, slots) VALUES (:name, coalesce(:paused, 0), :slots)
+ON CONFLICT (name) DO UPDATE SET paused = coalesce(:paused, paused), slots = coalesce(:slots, slots)
+
+-- name: join_node
+INSERT INTO jobs_async_nodes (id, boot, expires_at, started_at, beat_at, info)
+VALUES (:id, :boot, :expires_at, :now, :now, :info)
+ON CONFLICT (id) DO UPDATE SET boot = :boot, expires_at = :expires_at, beat_at = :now, info = :info
+RETURNING id
+
+-- name: renew_node
+UPDATE jobs_async_nodes SET expires_at = :expires_at, beat_at = :now, info = :info
+WHERE id = :id
+    AND boot = :boot
+    AND expires_at > :uptime
+RETURNING id
+
+-- name: forget_nodes
+DELETE FROM jobs_async_nodes WHERE beat_at < :before
+
+-- name: asked_to_cancel
+SELECT id FROM jobs_async_jobs WHERE state = 1 AND node = :id AND cancel_requested = 1
+
+-- name: nodes
+SELECT id, boot, expires_at, started_at, beat_at, info FROM jobs_async_nodes ORDER BY started_at, id

@@ -1,0 +1,281 @@
+"""Jobs in a SQLite file: durable, on one machine, for any number of its processes (zzz_jobs: DbStore)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import aiosqlite
+import msgspec
+from msgspec.structs import replace
+
+from jobs_async.clock import SystemClock
+from jobs_async.core.errors import OptionError, SchemaError, StoreBusy, StoreClosed, StoreError
+from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
+from jobs_async.core.lifecycle import Transition
+from jobs_async.core.limits import Seconds
+from jobs_async.core.options import NewJob
+from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
+from jobs_async.stores import rows
+from jobs_async.stores.sqlite import file, work
+from jobs_async.stores.sqlite.writer import Row, Session, Writer, is_busy
+
+ENQUEUE_PATIENCE = 5.0
+ENQUEUE_ADVICE = "; pass connection= or commit first"
+STAGE_EVERY = 0.5
+"""Seconds after which a busy queue looks again for due jobs that another process may have stored."""
+
+
+class SqliteStore(Store):
+    """A file of jobs, in WAL mode, each commit synced to disk.
+
+    `path` is created, its folder is not. Any number of stores, in this process and in others on this machine, may
+    work on one file; network file systems are not supported. An `insert` can join a transaction of the application's
+    own aiosqlite connection to the same file with `connection=`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+        self._path = os.fspath(path)
+        if not self._path or ":memory:" in self._path or "mode=memory" in self._path:
+            raise OptionError("SqliteStore needs the path of a file; for jobs in memory use MemoryStore()")
+        self._clock = clock or SystemClock()
+        self._opening = asyncio.Lock()
+        self._writer: Writer | None = None
+        self._write_connection: aiosqlite.Connection | None = None
+        self._reader: Session | None = None
+        self._read_connection: aiosqlite.Connection | None = None
+        self._due: dict[str, _Due] = {}
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({self._path!r})"
+
+    # --- life time ---
+
+    async def open(self) -> None:
+        """Connect, and bring the schema up to date.
+
+        Raises:
+            SchemaError: the file was written by a newer version, or is no database of jobs.
+            StoreError: the file cannot be opened, or SQLite is older than 3.38.
+        """
+        async with self._opening:
+            if self._writer is not None:
+                return
+            if sqlite3.sqlite_version_info < (3, 38):
+                raise StoreError(f"SQLite 3.38 or newer is needed, this Python brings {sqlite3.sqlite_version}")
+            try:
+                self._write_connection = await file.connect(self._path)
+                await file.migrate(self._write_connection)
+                self._read_connection = await file.connect(self._path)
+            except BaseException as error:
+                await file.disconnect(self._read_connection, self._write_connection)
+                if isinstance(error, sqlite3.Error):
+                    raise StoreError(f"cannot open {self._path!r}: {error}") from error
+                raise
+            self._reader = Session(self._read_connection)
+            self._writer = Writer(self._write_connection)
+
+    async def close(self) -> None:
+        async with self._opening:
+            writer, self._writer, self._reader = self._writer, None, None
+            if writer is not None:
+                await writer.close()
+            await file.disconnect(self._read_connection, self._write_connection)
+
+    @property
+    def is_open(self) -> bool:
+        return self._writer is not None
+
+    def _open_writer(self) -> Writer:
+        if self._writer is None:
+            raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
+        return self._writer
+
+    async def _read(self, sql: str, params: dict[str, Any] | None = None) -> list[Row]:
+        if self._reader is None:
+            raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
+        return await self._reader.rows(sql, params)
+
+    # --- jobs in ---
+
+    async def insert(
+        self, new: Sequence[NewJob], *, tick: Tick | None = None, connection: object = None
+    ) -> list[Job[Any]]:
+        """As `Store.insert`; with an aiosqlite `connection`, inside the transaction that is open there.
+
+        Raises:
+            StoreBusy: another connection has held a write transaction for 5 seconds.
+            OptionError: `connection` is of a kind this store does not know.
+        """
+        if connection is not None:
+            return await self._insert_on(connection, new, tick)
+        keyed = tick is not None or any(item.unique_key or item.idempotency_key for item in new)
+        writer, may_wait = self._open_writer(), {"patience": ENQUEUE_PATIENCE, "advice": ENQUEUE_ADVICE}
+        if keyed:
+            jobs = await writer.do(self._insert_keyed, (new, tick), **may_wait)
+        elif new:
+            jobs = await writer.do(self._insert_plain, new, single=True, **may_wait)
+        else:
+            jobs = []
+        self._mind(jobs)
+        return jobs
+
+    async def _insert_plain(self, session: Session, asked: list[Sequence[NewJob]]) -> list[list[Job[Any]]]:
+        jobs = iter(await work.insert_plain(session, [new for batch in asked for new in batch], self._clock.now()))
+        return [list(islice(jobs, len(batch))) for batch in asked]
+
+    async def _insert_keyed(
+        self, session: Session, asked: list[tuple[Sequence[NewJob], Tick | None]]
+    ) -> list[list[Job[Any]]]:
+        return [await work.insert_keyed(session, new, tick, self._clock.now()) for new, tick in asked]
+
+    async def _insert_on(self, connection: object, new: Sequence[NewJob], tick: Tick | None) -> list[Job[Any]]:
+        if not isinstance(connection, aiosqlite.Connection):
+            raise OptionError(f"connection= must be an aiosqlite connection, not {type(connection).__name__}")
+        try:
+            return await work.insert_keyed(Session(connection), new, tick, self._clock.now())
+        except sqlite3.OperationalError as error:
+            if is_busy(error):
+                raise StoreBusy("the database is locked by another transaction; begin yours with IMMEDIATE") from error
+            raise SchemaError(f"connection= does not lead to the jobs of {self!r}: {error}") from error
+
+    # --- jobs out, and what becomes of them ---
+
+    async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
+        writer, due = self._open_writer(), self._due.setdefault(queue, _Due())
+        now, (_, uptime) = self._clock.now(), self._clock.uptime()
+        stage = due.is_due(now)
+        if stage or not due.busy or uptime >= due.looked_at + STAGE_EVERY or uptime < due.looked_at:
+            ((ready, at),) = await self._read(work.SQL["peek"], {"queue": queue})
+            due.at, due.looked_at = None if at is None else rows.instant(at), uptime
+            stage = due.is_due(now)
+            if not ready and not stage:
+                due.busy = False
+                return Fetched([], due.seconds(now))
+        claim = self._stage_and_claim if stage else self._claim
+        jobs = await writer.do(claim, (queue, limit, node), single=not stage)
+        due.busy = len(jobs) == limit
+        return Fetched(jobs, due.seconds(now))
+
+    async def _claim(self, session: Session, asked: list[tuple[str, int, str | None]]) -> list[list[Job[Any]]]:
+        return [await self._claim_one(session, *each) for each in asked]
+
+    async def _stage_and_claim(
+        self, session: Session, asked: list[tuple[str, int, str | None]]
+    ) -> list[list[Job[Any]]]:
+        now = rows.micros(self._clock.now())
+        for queue in {queue for queue, _, _ in asked}:
+            await session.rows(work.SQL["stage"], {"queue": queue, "now": now})
+        return await self._claim(session, asked)
+
+    async def _claim_one(self, session: Session, queue: str, limit: int, node: str | None) -> list[Job[Any]]:
+        boot, uptime = self._clock.uptime()
+        now = rows.micros(self._clock.now())
+        asked = {"queue": queue, "limit": limit, "node": node, "now": now, "boot": boot, "uptime": uptime}
+        jobs = [rows.to_job(row) for row in await session.rows(work.SQL["claim"], asked)]
+        jobs.sort(key=_claim_order)
+        return jobs
+
+    async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+        if not steps:
+            return []
+        applied = await self._open_writer().do(self._apply, steps, single=work.is_single(steps))
+        self._mind([job for job in applied if job is not None])
+        return applied
+
+    async def _apply(
+        self, session: Session, asked: list[Sequence[Transition]]
+    ) -> list[list[Job[Any] | None]]:
+        steps = [step for batch in asked for step in batch]
+        applied = iter(await work.apply_steps(session, steps, self._clock.now()))
+        return [list(islice(applied, len(batch))) for batch in asked]
+
+    def _mind(self, jobs: Sequence[Job[Any]]) -> None:
+        """Remember the earliest time at which one of these is due."""
+        for job in jobs:
+            if job.state in DEFERRED:
+                due = self._due.setdefault(job.queue, _Due())
+                if due.at is None or job.scheduled_at < due.at:
+                    due.at = job.scheduled_at
+
+    # --- questions and housekeeping ---
+
+    async def select(self, query: JobQuery) -> list[Job[Any]]:
+        sql, params = work.select_statement(query, self._clock)
+        return [rows.to_job(row) for row in await self._read(sql, params)]
+
+    async def delete(self, ids: Sequence[int]) -> int:
+        return len(await self._change("delete", {"ids": rows.dumps(list(ids))}))
+
+    async def purge(self, states: Iterable[JobState], older_than: Seconds | datetime, limit: int = MAX_PAGE) -> int:
+        before = rows.micros(cutoff(older_than, self._clock.now()))
+        chosen = rows.dumps(sorted(FINAL.intersection(states)))
+        return len(await self._change("purge", {"states": chosen, "before": before, "limit": limit}))
+
+    async def tally(self) -> Mapping[tuple[str, JobState], int]:
+        return {(queue, JobState(state)): count for queue, state, count in await self._read(work.SQL["tally"])}
+
+    async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
+        asked = {"name": name, "paused": None if paused is None else int(paused), "slots": limit}
+        before = (await self.queues()).get(name, QueueInfo())
+        await self._change("set_queue", asked)
+        return before != QueueInfo(
+            before.paused if paused is None else paused, before.limit if limit is None else limit
+        )
+
+    async def queues(self) -> Mapping[str, QueueInfo]:
+        return {name: QueueInfo(bool(paused), slots) for name, paused, slots in await self._read(work.SQL["queues"])}
+
+    async def _change(self, statement: str, params: dict[str, Any]) -> list[Row]:
+        """Run one writing statement."""
+
+        async def change(session: Session, asked: list[dict[str, Any]]) -> list[list[Row]]:
+            return [await session.rows(work.SQL[statement], each) for each in asked]
+
+        return await self._open_writer().do(change, params, single=True)
+
+    # --- nodes ---
+
+    async def beat(self, node: Node, ttl: float, *, join: bool = False) -> Beat:
+        return await self._open_writer().do(self._beat, (node, ttl, join))
+
+    async def _beat(self, session: Session, asked: list[tuple[Node, float, bool]]) -> list[Beat]:
+        return [await work.beat(session, node, ttl, join, self._clock) for node, ttl, join in asked]
+
+    async def nodes(self) -> list[Node]:
+        boot, uptime = self._clock.uptime()
+        return [
+            replace(
+                msgspec.json.decode(info, type=Node),
+                started_at=rows.instant(started),
+                beat_at=rows.instant(beaten),
+                alive=its_boot == boot and expires > uptime,
+            )
+            for _, its_boot, expires, started, beaten, info in await self._read(work.SQL["nodes"])
+        ]
+
+
+def _claim_order(job: Job[Any]) -> tuple[int, int]:
+    return job.priority, job.id
+
+
+class _Due:
+    """What a store remembers of a queue, so that most claims need no look at the jobs that wait."""
+
+    __slots__ = ("at", "busy", "looked_at")
+
+    def __init__(self) -> None:
+        self.at: datetime | None = None
+        self.looked_at = 0.0
+        self.busy = False
+
+    def is_due(self, now: datetime) -> bool:
+        return self.at is not None and self.at <= now
+
+    def seconds(self, now: datetime) -> float | None:
+        return None if self.at is None else max(0.0, (self.at - now).total_seconds())

@@ -1,0 +1,247 @@
+"""What is done inside a transaction: statements in their order, each a question or a guarded write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec.structs import replace
+
+from jobs_async.core import lifecycle
+from jobs_async.core.errors import UniqueConflict
+from jobs_async.core.job import FINAL, Job
+from jobs_async.core.lifecycle import Transition
+from jobs_async.core.options import NewJob, UniqueStrategy
+from jobs_async.core.store import Beat, Clock, JobQuery, Node, Tick
+from jobs_async.stores import rows
+from jobs_async.stores.sql import statements
+from jobs_async.stores.sqlite.writer import Session
+
+SQL = statements("jobs_async.stores.sqlite")
+
+TICKS_KEPT = timedelta(days=7)
+DEAD_NODES_KEPT = timedelta(days=1)
+
+
+# --- jobs in ---
+
+
+async def insert_plain(session: Session, new: Sequence[NewJob], now: datetime) -> list[Job[Any]]:
+    """Insert jobs that carry no key: one statement, however many."""
+    jobs = [lifecycle.born(item, 0, now) for item in new]
+    batch = rows.dumps([rows.to_row(job) for job in jobs])
+    ids = sorted(row[0] for row in await session.rows(SQL["insert"], {"rows": batch}))
+    return [replace(job, id=job_id) for job, job_id in zip(jobs, ids, strict=True)]
+
+
+async def insert_keyed(session: Session, new: Sequence[NewJob], tick: Tick | None, now: datetime) -> list[Job[Any]]:
+    """Insert jobs that may carry keys, and spend their tick; all of them, or an error and none."""
+    if tick is not None and not await _spend(session, tick):
+        return []
+    jobs: list[Job[Any]] = []
+    for wave in _waves(new):
+        jobs += await _insert_wave(session, wave, now)
+    if tick is not None and jobs:
+        await session.rows(SQL["link_tick"], {**_tick(tick), "job_id": jobs[0].id})
+    return jobs
+
+
+def _waves(new: Sequence[NewJob]) -> list[list[NewJob]]:
+    """Cut a batch wherever a key comes again, so that within a wave each job meets only what is stored."""
+    waves: list[list[NewJob]] = [[]]
+    seen: set[object] = set()
+    for item in new:
+        keys = {key for key in (item.unique_key, _idempotent(item)) if key is not None}
+        if seen & keys:
+            waves.append([])
+            seen = set()
+        seen |= keys
+        waves[-1].append(item)
+    return waves
+
+
+async def _insert_wave(session: Session, wave: Sequence[NewJob], now: datetime) -> list[Job[Any]]:
+    live, stored = await _twins(session, wave)
+    found: dict[int, Job[Any]] = {}
+    replaced: dict[int, Job[Any]] = {}
+    for index, item in enumerate(wave):
+        same = stored.get(_idempotent(item))
+        holder = live.get(item.unique_key)
+        if same is not None:
+            found[index] = replace(same, duplicate=True)
+        elif holder is None:
+            continue
+        elif item.unique_strategy is UniqueStrategy.IGNORE_NEW:
+            found[index] = replace(holder, duplicate=True)
+        elif item.unique_strategy is UniqueStrategy.REJECT:
+            raise UniqueConflict(holder)
+        else:
+            replaced[index] = holder
+    if replaced:
+        await _write_steps(session, [_replacement(job, now) for job in replaced.values()])
+    fresh = iter(await insert_plain(session, [item for index, item in enumerate(wave) if index not in found], now))
+    jobs = [found[index] if index in found else next(fresh) for index in range(len(wave))]
+    for index, old in replaced.items():
+        jobs[index] = replace(jobs[index], replaces=old.id)
+    return jobs
+
+
+async def _twins(
+    session: Session, wave: Sequence[NewJob]
+) -> tuple[dict[str | None, Job[Any]], dict[tuple[str, str] | None, Job[Any]]]:
+    """The live jobs that hold the wave's unique keys, and the jobs that have its idempotency keys."""
+    unique = [item.unique_key for item in wave if item.unique_key is not None]
+    idempotent = [pair for item in wave if (pair := _idempotent(item)) is not None]
+    if not unique and not idempotent:
+        return {}, {}
+    keys = {"unique_keys": rows.dumps(unique), "idempotency_keys": rows.dumps(idempotent)}
+    jobs = [rows.to_job(row) for row in await session.rows(SQL["twins"], keys)]
+    live = {job.unique_key: job for job in jobs if job.unique_key is not None and job.state not in FINAL}
+    stored = {(job.worker, job.idempotency_key): job for job in jobs if job.idempotency_key is not None}
+    return live, stored  # type: ignore[return-value]  # the None keys are filtered out
+
+
+def _idempotent(item: NewJob) -> tuple[str, str] | None:
+    return None if item.idempotency_key is None else (item.worker, item.idempotency_key)
+
+
+def _replacement(job: Job[Any], now: datetime) -> tuple[object, ...]:
+    return rows.to_change(job, lifecycle.replaced(job, now))
+
+
+async def _spend(session: Session, tick: Tick) -> bool:
+    before = rows.micros(tick.at - TICKS_KEPT)
+    await session.rows(SQL["forget_ticks"], {"name": tick.name, "before": before})
+    return bool(await session.rows(SQL["spend_tick"], _tick(tick)))
+
+
+def _tick(tick: Tick) -> dict[str, object]:
+    return {"name": tick.name, "at": rows.micros(tick.at)}
+
+
+# --- what becomes of them ---
+
+
+async def apply_steps(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
+    """Compare and set; two steps for one job are two statements, for the second may build on the first."""
+    await _refuse_second_life(session, steps)
+    applied: list[Job[Any] | None] = []
+    start = 0
+    for stop in _cuts(steps):
+        applied += await _apply_distinct(session, steps[start:stop], now)
+        start = stop
+    return applied
+
+
+def is_single(steps: Sequence[Transition]) -> bool:
+    """Is applying these one statement?"""
+    return len(_cuts(steps)) == 1 and not any(step.job.unique_key and step.job.state in FINAL for step in steps)
+
+
+def _cuts(steps: Sequence[Transition]) -> list[int]:
+    """Where to end each stretch without a job named twice."""
+    cuts: list[int] = []
+    seen: set[int] = set()
+    for index, step in enumerate(steps):
+        if step.job.id in seen:
+            cuts.append(index)
+            seen = set()
+        seen.add(step.job.id)
+    return [*cuts, len(steps)]
+
+
+async def _apply_distinct(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
+    after = [lifecycle.advance(step.job, step, now) for step in steps]
+    changes = [rows.to_change(step.job, job, step) for step, job in zip(steps, after, strict=True)]
+    written = {row[0]: row for row in await _write_steps(session, changes)}
+    return [_as_written(job, written.get(job.id)) for job in after]
+
+
+async def _write_steps(session: Session, changes: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
+    return await session.rows(SQL["apply"], {"steps": rows.dumps(changes)})
+
+
+def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:
+    """The record with what patches of others have made of it meanwhile."""
+    if row is None:
+        return None
+    _, args_json, priority, progress = row
+    if progress is None and job.progress is None and priority == job.priority and args_json == job.args_json:
+        return job
+    return replace(job, args_json=args_json, priority=priority, progress=rows.to_progress(progress))
+
+
+async def _refuse_second_life(session: Session, steps: Sequence[Transition]) -> None:
+    """Two live jobs of one unique key must not come to be by running a finished one again."""
+    back = [step for step in steps if step.job.unique_key and step.job.state in FINAL and step.target not in FINAL]
+    if not back:
+        return
+    keys = {"unique_keys": rows.dumps([step.job.unique_key for step in back]), "idempotency_keys": "[]"}
+    holders = [rows.to_job(row) for row in await session.rows(SQL["twins"], keys)]
+    stored = [rows.to_job(row) for row in await session.rows(*_by_ids([step.job.id for step in back]))]
+    fresh = {job.id: job for job in stored}
+    taken = {job.unique_key: job for job in holders}
+    for step in back:
+        row = fresh.get(step.job.id)
+        if row is None or not lifecycle.fits(row, step.job):
+            continue
+        if row.unique_key in taken:
+            raise UniqueConflict(taken[row.unique_key])
+        taken[row.unique_key] = row
+
+
+# --- nodes ---
+
+
+async def beat(session: Session, node: Node, ttl: float, join: bool, clock: Clock) -> Beat:
+    """Write a sign of life, and read what it is answered with."""
+    now, (boot, uptime) = clock.now(), clock.uptime()
+    life = {"id": node.id, "boot": boot, "uptime": uptime, "expires_at": uptime + ttl, "now": rows.micros(now)}
+    life["info"] = rows.dumps(node)
+    if join:
+        await session.rows(SQL["forget_nodes"], {"before": rows.micros(now - DEAD_NODES_KEPT)})
+    alive = bool(await session.rows(SQL["join_node" if join else "renew_node"], life))
+    asked = await session.rows(SQL["asked_to_cancel"], {"id": node.id}) if alive else []
+    return Beat(alive and ttl > 0, now, tuple(job_id for (job_id,) in asked))
+
+
+# --- questions ---
+
+
+def select_statement(query: JobQuery, clock: Clock) -> tuple[str, dict[str, Any]]:
+    """A query as SQL: conditions joined from fixed texts, every value a parameter."""
+    (boot, uptime), now = clock.uptime(), clock.now()
+    params: dict[str, Any] = {"limit": query.limit}
+    where = ["true"]
+
+    def need(condition: str, **values: Any) -> None:
+        where.append(condition)
+        params.update(values)
+
+    if query.ids is not None:
+        need(_IDS, ids=rows.dumps(list(query.ids)))
+    if query.states is not None:
+        need("state IN (SELECT value FROM json_each(:states))", states=rows.dumps([int(s) for s in query.states]))
+    if query.queue is not None:
+        need("queue = :queue", queue=query.queue)
+    if query.worker is not None:
+        need("worker = :worker", worker=query.worker)
+    if query.after is not None:
+        need("id < :after" if query.newest_first else "id > :after", after=query.after)
+    if query.orphaned:
+        need(_ORPHANED, boot=boot, uptime=uptime)
+    if query.older_than is not None:
+        since = rows.micros(now - timedelta(seconds=query.older_than))
+        need("state = 1 AND attempted_at < :since", since=since)
+    order = "ORDER BY id DESC" if query.newest_first else "ORDER BY id"
+    return f"{_SELECT} WHERE {' AND '.join(where)} {order} LIMIT :limit", params  # noqa: S608  # fixed texts only
+
+
+_SELECT = "SELECT * FROM jobs_async_jobs AS job"
+_IDS = "id IN (SELECT value FROM json_each(:ids))"
+_ORPHANED = SQL["is_orphaned"]
+
+
+def _by_ids(ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    return f"{_SELECT} WHERE {_IDS}", {"ids": rows.dumps(list(ids))}  # noqa: S608  # fixed texts only

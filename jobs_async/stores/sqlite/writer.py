@@ -1,0 +1,191 @@
+"""The one writer of a SQLite file in this process: everybody hands it work and awaits a future.
+
+No caller's cancellation reaches a transaction, and what is waiting when the writer comes round shares one commit. A
+foreign lock is waited for in short tries, so that it never holds up the connection's thread; a transaction that fails
+is repeated piece by piece, so that an error reaches only its cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from jobs_async.clock import stopwatch
+from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Row = tuple[Any, ...]
+
+BUSY_WAIT = 0.25
+"""Seconds SQLite itself waits for a foreign lock, in the connection's thread."""
+PATIENCE = 10.0
+"""Seconds a piece of work waits for a foreign lock before its caller is told."""
+MAX_GROUP = 200
+
+_FAILURES = (sqlite3.Error, OSError, ValueError, OverflowError, JobsError)
+
+
+class Session:
+    """How a piece of work talks to the database; it never begins or commits."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, sql: str, params: dict[str, Any] | None = None) -> list[Row]:
+        """Run one statement to its end, in one visit to the connection's thread."""
+        return list(await self._connection.execute_fetchall(sql, params or {}))  # type: ignore[arg-type]
+
+
+Work = Callable[[Session, list[Item]], Awaitable[list[Answer]]]
+"""Serves any number of like requests at once; answers in their order."""
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    work: Work[Any, Any]
+    item: Any
+    future: asyncio.Future[Any]
+    single: bool
+    give_up_at: float
+    advice: str
+
+
+class Writer:
+    """Runs pieces of work, many to a transaction, in the order in which they came."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+        self._session = Session(connection)
+        self._queue: list[_Piece] = []
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="jobs_async sqlite writer")
+
+    async def do(
+        self,
+        work: Work[Item, Answer],
+        item: Item,
+        *,
+        single: bool = False,
+        patience: float = PATIENCE,
+        advice: str = "",
+    ) -> Answer:
+        """Have `work` serve `item` in a transaction, together with what else waits for the same `work`.
+
+        `single` says that the work is one statement, which needs no transaction of its own. Once begun it is
+        finished and committed, or rolled back, even where the caller is cancelled.
+
+        Raises:
+            StoreBusy: somebody else held the database for `patience` seconds; `advice` says what to do.
+            StoreClosed: the store was closed.
+        """
+        if self._closing:
+            raise StoreClosed("the store is closed")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Piece(work, item, future, single, stopwatch() + patience, advice))
+        self._wake.set()
+        return await future
+
+    async def close(self) -> None:
+        """Finish what was handed in, then end."""
+        self._closing = True
+        self._wake.set()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self._refuse(self._queue)
+        self._queue = []
+
+    async def _run(self) -> None:
+        group: list[_Piece] = []
+        try:
+            while self._queue or not self._closing:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
+                    self._queue[:0] = await self._commit(group)
+        finally:
+            self._closing = True
+            self._refuse(group)
+            self._refuse(self._queue)
+
+    async def _commit(self, group: list[_Piece]) -> list[_Piece]:
+        """Run a group in one transaction; what met a foreign lock comes back, to be tried again."""
+        try:
+            results = await self._transaction(group)
+        except _FAILURES as error:
+            if is_busy(error):
+                return self._patient(group)
+            if len(group) == 1:
+                _answer(group[0].future, error=_typed(error))
+                return []
+            return [piece for each in group for piece in await self._commit([each])]
+        for piece, result in results.items():
+            _answer(piece.future, result)
+        return []
+
+    async def _transaction(self, group: list[_Piece]) -> dict[_Piece, Any]:
+        works: dict[Work[Any, Any], list[_Piece]] = {}
+        for piece in group:
+            works.setdefault(piece.work, []).append(piece)
+        if len(works) == 1 and group[0].single:
+            return await self._serve(works)
+        await self._session.rows("BEGIN IMMEDIATE")
+        try:
+            results = await self._serve(works)
+            await self._session.rows("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                await self._session.rows("ROLLBACK")
+            raise
+        return results
+
+    async def _serve(self, works: dict[Work[Any, Any], list[_Piece]]) -> dict[_Piece, Any]:
+        results: dict[_Piece, Any] = {}
+        for work, pieces in works.items():
+            answers = await work(self._session, [piece.item for piece in pieces])
+            results.update(zip(pieces, answers, strict=True))
+        return results
+
+    def _patient(self, group: Iterable[_Piece]) -> list[_Piece]:
+        now, still = stopwatch(), []
+        for piece in group:
+            if self._closing or now >= piece.give_up_at:
+                text = "the database is locked by somebody else's transaction"
+                _answer(piece.future, error=StoreBusy(f"{text}{piece.advice}"))
+            elif not piece.future.done():
+                still.append(piece)
+        return still
+
+    def _refuse(self, pieces: Iterable[_Piece]) -> None:
+        for piece in pieces:
+            _answer(piece.future, error=StoreClosed("the store was closed before this could be written"))
+
+
+def _answer(future: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> None:
+    """Tell the caller, unless it was cancelled and no longer listens."""
+    if future.done() or future.get_loop().is_closed():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Did a foreign lock, and nothing else, stop this statement?"""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _typed(error: Exception) -> Exception:
+    if isinstance(error, JobsError):
+        return error
+    return StoreError(f"SQLite refused: {error}").with_traceback(error.__traceback__)

@@ -1,0 +1,28 @@
+"""Stores by address: "memory://" or "sqlite:///jobs.db"."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from jobs_async.core.errors import OptionError
+from jobs_async.core.store import Store
+
+
+def store_from_url(url: str) -> Store:
+    """Make the store a URL names; its driver is imported only now.
+
+    `sqlite:///jobs.db` is a path from the working folder, `sqlite:////var/lib/jobs.db` an absolute one.
+
+    Raises:
+        OptionError: no store goes by such a URL. The message does not repeat it, for it may hold a password.
+    """
+    scheme, found, rest = url.partition("://")
+    if scheme == "memory" and found and not rest:
+        from jobs_async.stores.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
+        from jobs_async.stores.sqlite import SqliteStore
+
+        return SqliteStore(unquote(rest[1:]))
+    raise OptionError("a store's URL is memory:// or sqlite:///path/of/a/file.db (four slashes for an absolute path)")

@@ -1,0 +1,494 @@
+"""A store held against a model of itself: any sequence of calls must leave both alike.
+
+    TestMyStore = store_machine(lambda clock: MyStore(clock=clock)).TestCase
+
+This module needs hypothesis; nothing else of the package does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import chain, count
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from msgspec.structs import replace
+
+from jobs_async.core.errors import IllegalTransition, UniqueConflict
+from jobs_async.core.job import DEFERRED, FINAL, LIVE, Job, JobState, Progress
+from jobs_async.core.lifecycle import (
+    Patch,
+    Transition,
+    advance,
+    born,
+    cancel,
+    claimed,
+    decide,
+    fits,
+    replaced,
+    rerun,
+)
+from jobs_async.core.options import NewJob, UniqueStrategy
+from jobs_async.core.outcome import (
+    Cancelled,
+    Completed,
+    Discarded,
+    Failed,
+    Failure,
+    Interrupted,
+    Lost,
+    Outcome,
+    Snoozed,
+)
+from jobs_async.core.store import RESCUE_TEXT, Beat, JobQuery, Node, QueueInfo, Store, Tick, rescue
+from jobs_async.testing.clock import START, FakeClock
+
+T = TypeVar("T")
+Rows = dict[int, Job[Any]]
+Step = Callable[[Job[Any]], Transition]
+
+LOST = "rescued: node lost"
+ORPHANS = JobQuery(orphaned=True)
+
+
+class Model:
+    """What a store promises, in dicts and lists, with no thought for speed."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.jobs: Rows = {}
+        self.queues: dict[str, QueueInfo] = {}
+        self.leases: dict[str, tuple[str, float]] = {}
+        self.ticks: set[Tick] = set()
+        self.last_id = 0
+
+    def insert(self, new: Sequence[NewJob], tick: Tick | None, given: Iterator[int]) -> list[Job[Any]]:
+        """The answer to an insert for which the store gave these ids; raises what the store must raise."""
+        if tick in self.ticks:
+            return []
+        jobs = dict(self.jobs)
+        answer = [self._admit(jobs, item, given) for item in new]
+        self.jobs = jobs
+        self.last_id = max([self.last_id, *jobs])
+        if tick is not None:
+            self.ticks.add(tick)
+        return answer
+
+    def _admit(self, jobs: Rows, new: NewJob, given: Iterator[int]) -> Job[Any]:
+        if new.idempotency_key is not None:
+            for job in jobs.values():
+                if (job.worker, job.idempotency_key) == (new.worker, new.idempotency_key):
+                    return replace(job, duplicate=True)
+        holder = _holder(jobs, new.unique_key)
+        if holder is not None:
+            if new.unique_strategy is UniqueStrategy.IGNORE_NEW:
+                return replace(holder, duplicate=True)
+            if new.unique_strategy is UniqueStrategy.REJECT:
+                raise UniqueConflict(holder)
+            jobs[holder.id] = replaced(holder, self.clock.now())
+        job = born(new, next(given), self.clock.now())
+        assert job.id > max([self.last_id, *jobs]), "an id was given that is not above all before"
+        jobs[job.id] = job
+        return job if holder is None else replace(job, replaces=holder.id)
+
+    def may_fetch(self, queue: str, node: str | None) -> bool:
+        return not self.queues.get(queue, QueueInfo()).paused and (node is None or self.is_alive(node))
+
+    def fetch(self, queue: str, limit: int, node: str | None) -> tuple[list[Job[Any]], float | None]:
+        now, mine = self.clock.now(), [job for job in self.jobs.values() if job.queue == queue]
+        for job in mine:
+            if job.state in DEFERRED and job.scheduled_at <= now:
+                self.jobs[job.id] = replace(job, state=JobState.available)
+        mine = [self.jobs[job.id] for job in mine]
+        ready = sorted((job.priority, job.id) for job in mine if job.state is JobState.available)
+        taken = [claimed(self.jobs[job_id], node, now) for _, job_id in ready[:limit]]
+        self.jobs.update({job.id: job for job in taken})
+        ahead = [(job.scheduled_at - now).total_seconds() for job in mine if job.state in DEFERRED]
+        return taken, min(ahead, default=None)
+
+    def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+        answer: list[Job[Any] | None] = []
+        for step in steps:
+            row = self.jobs.get(step.job.id)
+            if row is None or not fits(row, step.job):
+                answer.append(None)
+            else:
+                self.jobs[row.id] = advance(row, step, self.clock.now())
+                answer.append(self.jobs[row.id])
+        return answer
+
+    def conflicts(self, steps: Sequence[Transition]) -> tuple[bool, bool]:
+        """May, and must, this batch be refused? A key that the batch frees and takes may count either way."""
+        may, trial = False, Model(self.clock)
+        trial.jobs = dict(self.jobs)
+        for step in steps:
+            was = trial.jobs.get(step.job.id)
+            trial.apply([step])
+            now = trial.jobs.get(step.job.id)
+            if was is not None and now is not None and was.state in FINAL and now.state in LIVE:
+                others = (job for rows in (self.jobs, trial.jobs) for job in rows.values() if job.id != now.id)
+                may |= now.unique_key in {job.unique_key for job in others if job.state in LIVE and job.unique_key}
+        held = Counter(job.unique_key for job in trial.jobs.values() if job.state in LIVE and job.unique_key)
+        return may, max(held.values(), default=0) > 1
+
+    def select(self, query: JobQuery) -> list[Job[Any]]:
+        found = sorted(filter(self._wanted(query), self.jobs.values()), key=_id, reverse=query.newest_first)
+        return found[: query.limit]
+
+    def _wanted(self, query: JobQuery) -> Callable[[Job[Any]], bool]:
+        states = None if query.states is None else set(query.states)
+
+        def is_orphan(job: Job[Any]) -> bool:
+            return job.state is JobState.executing and job.node is not None and not self.is_alive(job.node)
+
+        def runs_longer(job: Job[Any], seconds: float) -> bool:
+            began = job.attempted_at if job.state is JobState.executing else None
+            return began is not None and self.clock.now() - began > timedelta(seconds=seconds)
+
+        def wanted(job: Job[Any]) -> bool:
+            after = query.after
+            return all(
+                (
+                    query.ids is None or job.id in query.ids,
+                    states is None or job.state in states,
+                    query.queue in (None, job.queue),
+                    query.worker in (None, job.worker),
+                    not query.orphaned or is_orphan(job),
+                    query.older_than is None or runs_longer(job, query.older_than),
+                    after is None or (job.id < after if query.newest_first else job.id > after),
+                )
+            )
+
+        return wanted
+
+    def rescue(self, query: JobQuery, lost: Lost) -> int:
+        steps = [decide(job, lost) for job in self.select(query)]
+        return sum(job is not None for job in self.apply(steps))
+
+    def delete(self, ids: Sequence[int]) -> int:
+        doomed = {i for i in ids if i in self.jobs and self.jobs[i].state is not JobState.executing}
+        self.forget(doomed)
+        return len(doomed)
+
+    def ended(self, states: set[JobState], before: datetime) -> set[int]:
+        """What a purge without a limit would remove."""
+        ends = {job.id: job.completed_at for job in self.jobs.values() if job.state in states & FINAL}
+        return {job_id for job_id, at in ends.items() if at is not None and at < before}
+
+    def forget(self, ids: set[int]) -> None:
+        self.jobs = {job_id: job for job_id, job in self.jobs.items() if job_id not in ids}
+
+    def set_queue(self, name: str, paused: bool | None, limit: int | None) -> bool:
+        before = self.queues.get(name, QueueInfo())
+        self.queues[name] = QueueInfo(
+            before.paused if paused is None else paused, before.limit if limit is None else limit
+        )
+        return self.queues[name] != before
+
+    def is_alive(self, node: str) -> bool:
+        boot, uptime = self.clock.uptime()
+        lease = self.leases.get(node)
+        return lease is not None and lease[0] == boot and lease[1] > uptime
+
+    def beat(self, node: str, ttl: float, *, join: bool = False) -> Beat:
+        boot, uptime = self.clock.uptime()
+        cancel_ids: tuple[int, ...] = ()
+        if join or self.is_alive(node):
+            self.leases[node] = (boot, uptime + ttl)
+        if self.is_alive(node):
+            mine = (job for job in self.jobs.values() if job.state is JobState.executing and job.node == node)
+            cancel_ids = tuple(sorted(job.id for job in mine if job.cancel_requested))
+        return Beat(self.is_alive(node), self.clock.now(), cancel_ids)
+
+
+def _id(job: Job[Any]) -> int:
+    return job.id
+
+
+def _holder(jobs: Rows, key: str | None) -> Job[Any] | None:
+    held = (job for job in jobs.values() if key is not None and job.unique_key == key and job.state in LIVE)
+    return next(held, None)
+
+
+def _ends(outcome: Outcome) -> Step:
+    return lambda job: decide(job, outcome, 15.0)
+
+
+def _patches(**changes: Any) -> Step:
+    return lambda job: Transition(job, job.state, patch=Patch(**changes))
+
+
+def _gives_up(job: Job[Any]) -> Transition:
+    return Transition(job, JobState.discarded, error=Failure("Tool", "Tool: given up"))
+
+
+_BOOM = Failure("ValueError", "ValueError: boom", ("app.py:7:work",))
+_OUTCOMES: dict[str, Step] = {
+    "complete": _ends(Completed()),
+    "return 0": _ends(Completed("0")),
+    "fail": _ends(Failed(_BOOM)),
+    "discard": _ends(Discarded(_BOOM)),
+    "cancel with a result": _ends(Cancelled("enough", "[1]")),
+    "snooze": _ends(Snoozed(30)),
+    "snooze for no time": _ends(Snoozed(0)),
+    "interrupt": _ends(Interrupted()),
+    "interrupt for a while": _ends(Interrupted(5)),
+    "lose": _ends(Lost()),
+}
+_WISHES: dict[str, Step] = {
+    "cancel": cancel,
+    "run again": rerun,
+    "give up": _gives_up,
+    "move forward": _patches(priority=-2),
+    "tell progress": _patches(progress=Progress(0.5, "half")),
+    "edit": _patches(args_json='{"edited":true}', priority=2),
+}
+_NOTHING: tuple[None, ...] = (None, None)
+_KEYS = st.sampled_from([*_NOTHING, "k", "l"])
+_QUEUES = st.sampled_from(["a", "b"])
+_NEW = st.builds(
+    NewJob,
+    worker=st.sampled_from(["x", "y"]),
+    args_json=st.just("{}"),
+    queue=_QUEUES,
+    priority=st.integers(-1, 1),
+    max_attempts=st.sampled_from([20, 2, 1]),
+    delay=st.sampled_from([*_NOTHING, 0.0, 5.0, 60.0]),
+    unique_key=_KEYS,
+    unique_strategy=st.sampled_from(UniqueStrategy),
+    idempotency_key=_KEYS,
+)
+_TICKS = st.builds(
+    Tick, st.sampled_from(["hourly", "nightly"]), st.sampled_from([START, START + timedelta(microseconds=1)])
+)
+_STATES = st.sets(st.sampled_from(JobState), max_size=4)
+_MOVES: dict[str, Callable[[FakeClock], None]] = {
+    "a second": lambda clock: clock.advance(1),
+    "five seconds": lambda clock: clock.advance(5),
+    "a minute": lambda clock: clock.advance(60),
+    "a day": lambda clock: clock.advance(90_000),
+    "set forward": lambda clock: clock.jump(100_000),
+    "set back": lambda clock: clock.jump(-100_000),
+    "reboot": lambda clock: clock.reboot(),
+}
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Calls a store and the model alike, and compares everything after each call."""
+
+    make_store: ClassVar[Callable[[FakeClock], Store]]
+
+    waiting: Bundle[Job[Any]] = Bundle("waiting")
+    running: Bundle[Job[Any]] = Bundle("running")
+    nodes: Bundle[str] = Bundle("nodes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.model = Model(self.clock)
+        self.names = count(1)
+        self.runner = asyncio.Runner()
+        self.store = type(self).make_store(self.clock)
+        self.run(self.store.open())
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+    def teardown(self) -> None:
+        self.run(self.store.close())
+        self.runner.close()
+
+    @initialize(target=waiting)
+    def begin_with_a_job(self) -> Job[Any]:
+        return self._insert([NewJob("x", "{}", queue="a")], None)[0]
+
+    @initialize(target=running)
+    def begin_with_a_run(self) -> Job[Any]:
+        self._insert([NewJob("x", "{}", queue="c")], None)
+        return self._fetch("c", 1, None)[0]
+
+    @initialize(target=nodes)
+    def begin_with_a_node(self) -> str:
+        return self.join(61.5)
+
+    @rule(target=waiting, new=st.lists(_NEW, min_size=1, max_size=4))
+    def insert(self, new: list[NewJob]) -> MultipleResults[Job[Any]]:
+        return multiple(*self._insert(new, None))
+
+    @rule(target=waiting, new=st.lists(_NEW, max_size=2), tick=_TICKS)
+    def insert_a_tick(self, new: list[NewJob], tick: Tick) -> MultipleResults[Job[Any]]:
+        return multiple(*self._insert(new, tick))
+
+    def _insert(self, new: list[NewJob], tick: Tick | None) -> list[Job[Any]]:
+        try:
+            answer = self.run(self.store.insert(new, tick=tick))
+        except UniqueConflict as conflict:
+            self._must_conflict(new, tick, conflict)
+            return []
+        given = (job.id for job in answer if not job.duplicate)
+        assert answer == self.model.insert(new, tick, chain(given, count(self.model.last_id + 1)))
+        return answer
+
+    def _must_conflict(self, new: list[NewJob], tick: Tick | None, conflict: UniqueConflict) -> None:
+        try:
+            self.model.insert(new, tick, count(self.model.last_id + 1))
+        except UniqueConflict as expected:
+            # a holder that was inserted by the refused batch itself has an id nobody can know
+            assert conflict.job == expected.job or expected.job.id > self.model.last_id
+        else:
+            raise AssertionError(f"the store raised {conflict!r} without a reason")
+
+    @rule(target=running, queue=_QUEUES, limit=st.integers(1, 3))
+    def fetch(self, queue: str, limit: int) -> MultipleResults[Job[Any]]:
+        return multiple(*self._fetch(queue, limit, None))
+
+    @rule(target=running, queue=_QUEUES, limit=st.integers(1, 3), node=nodes)
+    def fetch_for_a_node(self, queue: str, limit: int, node: str) -> MultipleResults[Job[Any]]:
+        return multiple(*self._fetch(queue, limit, node))
+
+    def _fetch(self, queue: str, limit: int, node: str | None) -> list[Job[Any]]:
+        fetched = self.run(self.store.fetch(queue, limit, node=node))
+        if not self.model.may_fetch(queue, node):
+            assert fetched.jobs == []
+            self._adopt_staging(queue)
+            return []
+        jobs, next_due = self.model.fetch(queue, limit, node)
+        assert fetched.jobs == jobs
+        if next_due is not None:
+            assert fetched.next_due is not None
+            assert fetched.next_due <= next_due, "told to look again when the next job is late"
+        return jobs
+
+    def _adopt_staging(self, queue: str) -> None:
+        """A fetch that may hand out nothing may make due jobs available all the same."""
+        for job in self.run(self.store.select(JobQuery(queue=queue, states=[JobState.available]))):
+            known = self.model.jobs[job.id]
+            if known.state in DEFERRED and known.scheduled_at <= self.clock.now():
+                self.model.jobs[job.id] = replace(known, state=JobState.available)
+
+    @rule(
+        target=waiting,
+        ends=st.lists(st.tuples(running, st.sampled_from(sorted(_OUTCOMES))), max_size=3),
+        wishes=st.lists(st.tuples(waiting | running, st.sampled_from(sorted(_WISHES))), max_size=3),
+        mix=st.randoms(use_true_random=False),
+    )
+    def apply(
+        self, ends: list[tuple[Job[Any], str]], wishes: list[tuple[Job[Any], str]], mix: Any
+    ) -> MultipleResults[Job[Any]]:
+        asked = [(job, _OUTCOMES[name]) for job, name in ends] + [(job, _WISHES[name]) for job, name in wishes]
+        mix.shuffle(asked)
+        return multiple(*self._apply(list(_legal(asked))))
+
+    def _apply(self, steps: list[Transition]) -> list[Job[Any]]:
+        may, must = self.model.conflicts(steps)
+        try:
+            answer = self.run(self.store.apply(steps))
+        except UniqueConflict:
+            assert may, "the store refused a second life beside nobody"
+            return []
+        assert not must, "two live jobs hold one unique key"
+        assert answer == self.model.apply(steps)
+        return [job for job in answer if job is not None]
+
+    @rule(target=nodes, ttl=st.sampled_from([5.5, 61.5]))
+    def join(self, ttl: float) -> str:
+        node = f"node-{next(self.names)}"
+        self._beat(node, ttl, join=True)
+        return node
+
+    @rule(node=nodes, ttl=st.sampled_from([5.5, 61.5, 0.0]))
+    def beat(self, node: str, ttl: float) -> None:
+        self._beat(node, ttl)
+
+    def _beat(self, node: str, ttl: float, *, join: bool = False) -> None:
+        beat = self.run(self.store.beat(Node(id=node), ttl, join=join))
+        expected = self.model.beat(node, ttl, join=join)
+        assert (beat.alive, beat.now) == (expected.alive, expected.now)
+        if beat.alive:
+            assert sorted(beat.cancel) == list(expected.cancel)
+
+    @rule(move=st.sampled_from(sorted(_MOVES)))
+    def time_passes(self, move: str) -> None:
+        _MOVES[move](self.clock)
+
+    @rule()
+    def rescue_orphans(self) -> None:
+        assert self.run(rescue(self.store, ORPHANS, LOST, 3)) == self.model.rescue(ORPHANS, Lost(3, LOST))
+
+    @rule(seconds=st.sampled_from([0, 5, 60]))
+    def rescue_stuck(self, seconds: int) -> None:
+        query = JobQuery(states=[JobState.executing], older_than=seconds, limit=1000)
+        assert self.run(self.store.rescue_stuck(seconds)) == self.model.rescue(query, Lost(1000, RESCUE_TEXT))
+
+    @rule(queue=_QUEUES, paused=st.sampled_from([None, True, False]), limit=st.sampled_from([None, 1, 2]))
+    def set_queue(self, queue: str, paused: bool | None, limit: int | None) -> None:
+        answer = self.run(self.store.set_queue(queue, paused=paused, limit=limit))
+        assert answer is self.model.set_queue(queue, paused, limit)
+
+    @rule(jobs=st.lists(waiting | running, min_size=1, max_size=3))
+    def delete(self, jobs: list[Job[Any]]) -> None:
+        ids = [job.id for job in jobs]
+        assert self.run(self.store.delete(ids)) == self.model.delete(ids)
+
+    @rule(states=_STATES, seconds=st.sampled_from([0, 5]), limit=st.sampled_from([1, 1000]))
+    def purge(self, states: set[JobState], seconds: int, limit: int) -> None:
+        doomed = self.model.ended(states, self.clock.now() - timedelta(seconds=seconds))
+        removed = self.run(self.store.purge(states, seconds, limit))
+        kept = {job.id for job in self.run(self.store.select(JobQuery(ids=sorted(doomed), limit=1000)))}
+        assert removed == len(doomed - kept) == min(limit, len(doomed))
+        self.model.forget(doomed - kept)
+
+    @rule(
+        some=st.none() | st.lists(waiting | running, max_size=4),
+        states=st.none() | _STATES,
+        after=st.none() | waiting | running,
+        query=st.builds(
+            JobQuery,
+            queue=st.none() | _QUEUES,
+            worker=st.sampled_from([None, "x"]),
+            orphaned=st.booleans(),
+            older_than=st.sampled_from([None, None, 0.0, 5.0]),
+            newest_first=st.booleans(),
+            limit=st.sampled_from([100, 2, 1]),
+        ),
+    )
+    def select(
+        self, some: list[Job[Any]] | None, states: set[JobState] | None, after: Job[Any] | None, query: JobQuery
+    ) -> None:
+        ids = None if some is None else [job.id for job in some]
+        query = replace(query, ids=ids, states=states, after=None if after is None else after.id)
+        assert self.run(self.store.select(query)) == self.model.select(query)
+
+    @invariant()
+    def store_and_model_are_alike(self) -> None:
+        self.run(self._compare())
+
+    async def _compare(self) -> None:
+        jobs, after = list[Job[Any]](), None
+        while page := await self.store.select(JobQuery(after=after, newest_first=False, limit=8)):
+            jobs, after = jobs + page, page[-1].id
+        assert jobs == sorted(self.model.jobs.values(), key=_id)
+        assert dict(await self.store.tally()) == Counter((job.queue, job.state) for job in jobs)
+        said = {name: info for name, info in (await self.store.queues()).items() if info != QueueInfo()}
+        assert said == {name: info for name, info in self.model.queues.items() if info != QueueInfo()}
+        listed = {node.id: node.alive for node in await self.store.nodes()}
+        assert listed == {node: self.model.is_alive(node) for node in listed}
+        assert {node for node in self.model.leases if self.model.is_alive(node)} <= set(listed)
+
+
+def _legal(asked: Sequence[tuple[Job[Any], Step]]) -> Iterator[Transition]:
+    """The steps that the life cycle knows; a handle may be in any state."""
+    for job, step in asked:
+        try:
+            yield step(job)
+        except IllegalTransition:
+            continue
+
+
+def store_machine(make_store: Callable[[FakeClock], Store]) -> type[RuleBasedStateMachine]:
+    """A hypothesis state machine for one kind of store; each example opens a fresh one and closes it."""
+    return type("StoreMachine", (StoreMachine,), {"make_store": staticmethod(make_store)})
