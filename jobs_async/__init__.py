@@ -44,7 +44,7 @@ from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrate
 from jobs_async.core.outcome import Cancel, Discard, Snooze
 from jobs_async.core.retry import ConstantBackoff, ExponentialBackoff, FullJitterBackoff, LinearBackoff
 from jobs_async.core.store import JobQuery, Store, validate_store
-from jobs_async.core.version import VERSION as __version__
+from jobs_async.core.version import VERSION as _VERSION
 from jobs_async.core.workers import ContextWorker, Enqueuer, Worker, WorkerDef, worker
 from jobs_async.runtime.engine import ShutdownReport
 from jobs_async.runtime.supervisor import Queue, Supervisor
@@ -53,6 +53,8 @@ from jobs_async.telemetry import LoggingHandler, StatsHandler, Telemetry
 
 if _TYPE_CHECKING:
     from jobs_async.stores.sqlite import SqliteStore
+
+__version__ = _VERSION
 
 __all__ = [
     "ArgsError",

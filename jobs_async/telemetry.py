@@ -45,7 +45,7 @@ class _Delivery:
     owner: Telemetry
     depth: int
     active: bool = True
-    caused: list[Event] = field(default_factory=list)
+    caused: list[Event] = field(default_factory=list[Event])
 
 
 _current: ContextVar[_Delivery | None] = ContextVar("jobs_async_delivery", default=None)
@@ -179,6 +179,8 @@ class StatsHandler:
                 self.failed += 1
             case JobDiscarded():
                 self.discarded += 1
+            case _:
+                pass
 
     @property
     def mean_duration_ms(self) -> float:
@@ -198,7 +200,7 @@ class LoggingHandler:
             self._log.log(level, "%s", describe(event))
 
 
-_LEVELS = {
+_LEVELS: dict[type[Event], int] = {
     JobFailed: logging.WARNING,
     JobRescued: logging.WARNING,
     JobInterrupted: logging.WARNING,

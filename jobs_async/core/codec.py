@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from jobs_async.core.errors import ArgsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 MAX_BYTES = 1_048_576
 MAX_DEPTH = 64
@@ -64,32 +67,40 @@ def finish(data: bytes, value: object, what: str, *, walked: bool = False) -> st
 
 
 def _walk(value: object, what: str) -> None:
+    """Look at every key and number, without recursion."""
     stack: list[tuple[object, int]] = [(value, 1)]
     while stack:
         item, depth = stack.pop()
-        if isinstance(item, str):
-            if "\0" in item:
-                raise ArgsError(f"{what} must not hold NUL characters")
-        elif item is None or isinstance(item, bool):
+        if item is None or isinstance(item, (str, int, float)):
+            _check_scalar(item, what)
             continue
-        elif isinstance(item, int):
-            if not INT_MIN <= item <= INT_MAX:
-                raise ArgsError(f"{what} must hold integers of 64 bits; send a larger one as a string")
-        elif isinstance(item, float):
-            if not math.isfinite(item):
-                raise ArgsError(f"{what} must hold finite numbers, not NaN or infinity")
-        elif isinstance(item, dict):
-            _too_deep(depth, what)
-            for key in item:
-                if not isinstance(key, str) or "\0" in key:
-                    raise ArgsError(f"{what} must have string keys without NUL, not {type(key).__name__}")
-            stack.extend((child, depth + 1) for child in item.values())
+        if depth > MAX_DEPTH:
+            raise ArgsError(f"{what} must be at most {MAX_DEPTH} levels deep")
+        if isinstance(item, dict):
+            mapping = cast("dict[object, object]", item)
+            _check_keys(mapping, what)
+            stack.extend((child, depth + 1) for child in mapping.values())
         elif isinstance(item, (list, tuple)):
-            _too_deep(depth, what)
-            stack.extend((child, depth + 1) for child in item)
+            stack.extend((child, depth + 1) for child in cast("Iterable[object]", item))
         else:
-            _too_deep(depth, what)
             stack.append((_builtin(item, what), depth + 1))
+
+
+def _check_scalar(item: str | float | None, what: str) -> None:
+    if isinstance(item, str):
+        if "\0" in item:
+            raise ArgsError(f"{what} must not hold NUL characters")
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            raise ArgsError(f"{what} must hold finite numbers, not NaN or infinity")
+    elif item is not None and not INT_MIN <= item <= INT_MAX:
+        raise ArgsError(f"{what} must hold integers of 64 bits; send a larger one as a string")
+
+
+def _check_keys(mapping: Mapping[object, object], what: str) -> None:
+    for key in mapping:
+        if not isinstance(key, str) or "\0" in key:
+            raise ArgsError(f"{what} must have string keys without NUL, not {type(key).__name__}")
 
 
 def _builtin(item: object, what: str) -> object:
@@ -101,28 +112,12 @@ def _builtin(item: object, what: str) -> object:
 
 
 def _refuse_nan(value: object, what: str) -> None:
+    """Look for a number that msgspec has written as `null`; values of foreign kinds went through their own hook."""
     try:
-        plain = msgspec.to_builtins(value, enc_hook=_opaque, str_keys=True)
+        plain = msgspec.to_builtins(value, enc_hook=lambda _item: None, str_keys=True)
     except (TypeError, ValueError, RecursionError):
         return
-    stack = [plain]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ArgsError(f"{what} must hold finite numbers, not NaN or infinity")
-        if isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            stack.extend(item)
-
-
-def _opaque(_item: object) -> None:
-    """Values of foreign kinds (models) encode through their own hook; nothing to look at here."""
-
-
-def _too_deep(depth: int, what: str) -> None:
-    if depth > MAX_DEPTH:
-        raise ArgsError(f"{what} must be at most {MAX_DEPTH} levels deep")
+    _walk(plain, what)
 
 
 def _plain(error: Exception) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jobs_async.core.job import Job
-from jobs_async.core.options import Draft
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from jobs_async.core.job import Job
+    from jobs_async.core.options import Draft
 
 
 class CancelFlag(Protocol):

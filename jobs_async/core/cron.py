@@ -46,7 +46,7 @@ _ALIASES = {
 @final
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """What may stand in one of the five fields. `size` counts its values: one less than its bounds for the weekday."""
+    """What may stand in one of the five fields. `size` counts its distinct values: 7 weekdays within the bounds 0-7."""
 
     name: str
     low: int

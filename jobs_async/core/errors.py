@@ -1,23 +1,23 @@
 """Every error a user can meet; the docstring says when, the message says what to do.
 
-    JobsError
-    ├── OptionError (ValueError)      an option, a name or an instant is not acceptable
-    ├── ArgsError (ValueError)        arguments do not fit the worker, or are not JSON any reader can load
-    │   └── UnreadableArgs            stored arguments no longer fit the worker that is to run them
-    ├── CronError (ValueError)        a cron expression cannot be parsed or never matches
-    ├── WorkerError (TypeError)       a function cannot be a worker, or a name is registered twice
-    ├── WorkerNotFound (LookupError)  no worker of this name is registered here
-    ├── JobNotFound (LookupError)     no job of this id is stored
-    ├── NotBound                      a worker cannot tell which Supervisor to enqueue into
-    ├── UniqueConflict                a live job holds the unique key (UniqueStrategy.REJECT)
-    ├── ResultError                   the awaited job was discarded or cancelled
-    ├── IllegalTransition             a state change outside the life cycle: a bug in a store or a tool
-    ├── TelemetryError (RuntimeError) emit or attach called from inside a handler of the same Telemetry
-    └── StoreError
-        ├── StoreFull                 MemoryStore holds max_jobs live jobs
-        ├── StoreBusy                 the database stayed locked by somebody else
-        ├── StoreClosed               the store is not open
-        └── SchemaError               the database file is not ours, or newer than this version
+JobsError
+├── OptionError (ValueError)      an option, a name or an instant is not acceptable
+├── ArgsError (ValueError)        arguments do not fit the worker, or are not JSON any reader can load
+│   └── UnreadableArgs            stored arguments no longer fit the worker that is to run them
+├── CronError (ValueError)        a cron expression cannot be parsed or never matches
+├── WorkerError (TypeError)       a function cannot be a worker, or a name is registered twice
+├── WorkerNotFound (LookupError)  no worker of this name is registered here
+├── JobNotFound (LookupError)     no job of this id is stored
+├── NotBound                      a worker cannot tell which Supervisor to enqueue into
+├── UniqueConflict                a live job holds the unique key (UniqueStrategy.REJECT)
+├── ResultError                   the awaited job was discarded or cancelled
+├── IllegalTransition             a state change outside the life cycle: a bug in a store or a tool
+├── TelemetryError (RuntimeError) emit or attach called from inside a handler of the same Telemetry
+└── StoreError
+    ├── StoreFull                 MemoryStore holds max_jobs live jobs
+    ├── StoreBusy                 the database stayed locked by somebody else
+    ├── StoreClosed               the store is not open
+    └── SchemaError               the database file is not ours, or newer than this version
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ A job in an event is the record after the transition.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
 from jobs_async.core.job import Job, JobState
-from jobs_async.core.lifecycle import Transition
+
+if TYPE_CHECKING:
+    from jobs_async.core.lifecycle import Transition
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -22,104 +24,100 @@ class Event(Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class JobEvent(Event, frozen=True, kw_only=True):
+class JobEvent(Event, frozen=True):
     """An event about one job."""
 
-    __match_args__ = ("job",)
     job: Job[Any]
 
 
-class JobEnqueued(JobEvent, frozen=True, kw_only=True):
+class JobEnqueued(JobEvent, frozen=True):
     """A job was inserted. With `connection=` it is emitted at the call, `in_transaction`, and may be rolled back."""
 
     type: ClassVar[str] = "job_enqueued"
     in_transaction: bool = False
 
 
-class JobDuplicate(JobEvent, frozen=True, kw_only=True):
+class JobDuplicate(JobEvent, frozen=True):
     """An enqueue met a live job of its unique key, or a job of its idempotency key; `job` is that one."""
 
     type: ClassVar[str] = "job_duplicate"
 
 
-class JobStarted(JobEvent, frozen=True, kw_only=True):
+class JobStarted(JobEvent, frozen=True):
     """A job was claimed and its handler is about to be called."""
 
     type: ClassVar[str] = "job_started"
 
 
-class JobResult(JobEvent, frozen=True, kw_only=True):
+class JobResult(JobEvent, frozen=True):
     """A run ended and the store knows. `duration_ms` is the handler's wall-clock time; `error_msg` None on success."""
 
-    __match_args__ = ("job", "duration_ms", "error_msg")
     duration_ms: int = 0
     error_msg: str | None = None
 
 
-class JobCompleted(JobResult, frozen=True, kw_only=True):
+class JobCompleted(JobResult, frozen=True):
     """The handler returned."""
 
     type: ClassVar[str] = "job_completed"
 
 
-class JobFailed(JobResult, frozen=True, kw_only=True):
+class JobFailed(JobResult, frozen=True):
     """The handler failed and will be tried again."""
 
     type: ClassVar[str] = "job_failed"
 
 
-class JobDiscarded(JobResult, frozen=True, kw_only=True):
+class JobDiscarded(JobResult, frozen=True):
     """The job will not be tried again: attempts spent, Discard raised, no handler, or lost too often."""
 
     type: ClassVar[str] = "job_discarded"
 
 
-class JobCancelled(JobResult, frozen=True, kw_only=True):
+class JobCancelled(JobResult, frozen=True):
     """The job was cancelled: by a user, by its handler, or replaced by a job of its unique key."""
 
     type: ClassVar[str] = "job_cancelled"
 
 
-class JobSnoozed(JobEvent, frozen=True, kw_only=True):
+class JobSnoozed(JobEvent, frozen=True):
     """The handler asked to be run again in `seconds`; the attempt does not count."""
 
-    __match_args__ = ("job", "seconds")
     type: ClassVar[str] = "job_snoozed"
     seconds: float
 
 
-class JobInterrupted(JobEvent, frozen=True, kw_only=True):
+class JobInterrupted(JobEvent, frozen=True):
     """A stop, or a worker unknown here, handed the job back; the attempt does not count."""
 
     type: ClassVar[str] = "job_interrupted"
 
 
-class JobRescued(JobEvent, frozen=True, kw_only=True):
+class JobRescued(JobEvent, frozen=True):
     """The job's node died and the job waits again."""
 
     type: ClassVar[str] = "job_rescued"
 
 
-class StaleSettlement(JobEvent, frozen=True, kw_only=True):
+class StaleSettlement(JobEvent, frozen=True):
     """A run ended whose claim no longer held: its outcome was dropped. `job` is the record it had started with."""
 
     type: ClassVar[str] = "stale_settlement"
 
 
-class QueueEvent(Event, frozen=True, kw_only=True):
+class QueueEvent(Event, frozen=True):
     """An event about one queue."""
 
-    __match_args__ = ("queue",)
     queue: str
 
 
-class QueuePaused(QueueEvent, frozen=True, kw_only=True):
+class QueuePaused(QueueEvent, frozen=True):
     """A queue was paused: no claim that begins from now on returns a job."""
 
     type: ClassVar[str] = "queue_paused"
 
 
-class QueueResumed(QueueEvent, frozen=True, kw_only=True):
+class QueueResumed(QueueEvent, frozen=True):
     """A paused queue was resumed."""
 
     type: ClassVar[str] = "queue_resumed"

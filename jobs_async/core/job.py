@@ -95,7 +95,7 @@ class Job(Struct, Generic[R_co], frozen=True, kw_only=True):
     idempotency_key: str | None = None
     correlation_id: str | None = None
     tags: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = {}  # noqa: RUF012  # msgspec copies empty containers
+    meta: Mapping[str, Any] = {}  # msgspec copies empty containers
     duplicate: bool = False
     """Only on what an enqueue returns: this job was there already, nothing was inserted."""
     replaces: int | None = None

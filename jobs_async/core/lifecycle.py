@@ -7,6 +7,7 @@ Everything about states is decided here. A store applies what comes out, under i
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -14,7 +15,6 @@ from msgspec.structs import replace
 
 from jobs_async.core.errors import IllegalTransition
 from jobs_async.core.job import FINAL, MAX_ERRORS, ErrorRecord, Job, JobState, Progress
-from jobs_async.core.options import NewJob
 from jobs_async.core.outcome import (
     Cancelled,
     Completed,
@@ -26,6 +26,9 @@ from jobs_async.core.outcome import (
     Outcome,
     Snoozed,
 )
+
+if TYPE_CHECKING:
+    from jobs_async.core.options import NewJob
 
 _S = JobState
 
@@ -73,7 +76,7 @@ class Transition(Struct, frozen=True):
     from the instant the store applies it.
     """
 
-    job: Job
+    job: Job[Any]
     target: JobState
     delay: float = 0.0
     attempt_delta: int = 0
@@ -95,21 +98,20 @@ class Transition(Struct, frozen=True):
         return self.target is self.job.state
 
 
-def decide(job: Job, outcome: Outcome, retry_delay: float = 0.0) -> Transition:
+def decide(job: Job[Any], outcome: Outcome, retry_delay: float = 0.0) -> Transition:
     """Turn how a run ended into the one transition that follows. Pure and total.
 
     `retry_delay` is what the worker's strategy asked for, used only where the job will be tried again. A requested
     cancellation wins over everything but a kept result (zzz_jobs: job states; X1, X38).
     """
+    if job.cancel_requested:
+        kept = outcome.result if isinstance(outcome, (Completed, Cancelled)) else None
+        return _cancelled(job, "cancelled on request", kept)
     match outcome:
         case Completed(result):
-            if job.cancel_requested:
-                return _cancelled(job, "cancelled on request", result)
             return Transition(job, _S.completed, result=result)
         case Cancelled(reason, result):
             return _cancelled(job, reason, result)
-        case _ if job.cancel_requested:
-            return _cancelled(job, "cancelled on request", None)
         case Failed(failure):
             if job.attempt >= job.max_attempts:
                 return Transition(job, _S.discarded, error=failure)
@@ -125,11 +127,11 @@ def decide(job: Job, outcome: Outcome, retry_delay: float = 0.0) -> Transition:
             return _lost(job, outcome, retry_delay)
 
 
-def _cancelled(job: Job, reason: str, result: str | None) -> Transition:
+def _cancelled(job: Job[Any], reason: str, result: str | None) -> Transition:
     return Transition(job, _S.cancelled, error=Failure("Cancelled", reason), result=result)
 
 
-def _lost(job: Job, lost: Lost, retry_delay: float) -> Transition:
+def _lost(job: Job[Any], lost: Lost, retry_delay: float) -> Transition:
     error = Failure("Lost", lost.text)
     if job.attempt >= job.max_attempts or job.rescues >= lost.max_rescues:
         return Transition(job, _S.discarded, error=error, rescue_delta=1)
@@ -138,7 +140,7 @@ def _lost(job: Job, lost: Lost, retry_delay: float) -> Transition:
     return Transition(job, _S.retryable, delay=retry_delay, error=error, rescue_delta=1)
 
 
-def cancel(job: Job, reason: str = "cancelled on request") -> Transition:
+def cancel(job: Job[Any], reason: str = "cancelled on request") -> Transition:
     """A user's wish: a waiting job ends at once, a running one is asked to.
 
     Raises:
@@ -149,7 +151,7 @@ def cancel(job: Job, reason: str = "cancelled on request") -> Transition:
     return Transition(job, _S.cancelled, error=Failure("Cancelled", reason))
 
 
-def rerun(job: Job) -> Transition:
+def rerun(job: Job[Any]) -> Transition:
     """A user's wish: make an ended job, or one that waits for its time, available now, with a full set of attempts.
 
     Raises:
@@ -161,7 +163,7 @@ def rerun(job: Job) -> Transition:
     return Transition(job, _S.available, attempt_delta=restart, patch=Patch(cancel_requested=False))
 
 
-def born(new: NewJob, job_id: int, now: datetime) -> Job:
+def born(new: NewJob, job_id: int, now: datetime) -> Job[Any]:
     """The first record of a job: scheduled only where its time is strictly in the future (zzz_jobs: Z6)."""
     at = now + timedelta(seconds=new.delay) if new.delay else (new.scheduled_at or now)
     return Job(
@@ -184,7 +186,7 @@ def born(new: NewJob, job_id: int, now: datetime) -> Job:
     )
 
 
-def claimed(job: Job, node: str | None, now: datetime) -> Job:
+def claimed(job: Job[Any], node: str | None, now: datetime) -> Job[Any]:
     """The record of a job that a runner has just taken."""
     return replace(
         job,
@@ -197,7 +199,7 @@ def claimed(job: Job, node: str | None, now: datetime) -> Job:
     )
 
 
-def fits(row: Job, base: Job) -> bool:
+def fits(row: Job[Any], base: Job[Any]) -> bool:
     """The fence: is the stored row still what was decided upon?"""
     return (
         row.id == base.id
@@ -207,7 +209,7 @@ def fits(row: Job, base: Job) -> bool:
     )
 
 
-def advance(row: Job, step: Transition, now: datetime) -> Job:
+def advance(row: Job[Any], step: Transition, now: datetime) -> Job[Any]:
     """The record after a transition that the fence let through, stamped with the store's clock.
 
     A move that does not start in `executing` raises `claim`: so a pair of state and claim never comes back, and a
@@ -238,7 +240,7 @@ def advance(row: Job, step: Transition, now: datetime) -> Job:
     return replace(row, **changes)
 
 
-def with_error(row: Job, failure: Failure, now: datetime) -> tuple[ErrorRecord, ...]:
+def with_error(row: Job[Any], failure: Failure, now: datetime) -> tuple[ErrorRecord, ...]:
     """The row's errors and one more, the oldest forgotten beyond twenty."""
     record = ErrorRecord(
         attempt=row.attempt, type=failure.type, error=failure.error, frames=failure.frames, at=now, node=row.node
@@ -246,7 +248,7 @@ def with_error(row: Job, failure: Failure, now: datetime) -> tuple[ErrorRecord, 
     return (*row.errors, record)[-MAX_ERRORS:]
 
 
-def replaced(job: Job, now: datetime) -> Job:
+def replaced(job: Job[Any], now: datetime) -> Job[Any]:
     """The record of a live job whose unique key a new one takes over; its claim grows, so no runner can settle it."""
     error = with_error(job, Failure("Cancelled", "replaced by a newer job of its unique key"), now)
     return replace(job, state=_S.cancelled, claim=job.claim + 1, completed_at=now, errors=error)

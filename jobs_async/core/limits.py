@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from jobs_async.core.errors import OptionError
 
@@ -85,9 +87,9 @@ def instant(value: object, what: str) -> datetime:
 
 def tags(value: object) -> tuple[str, ...]:
     """At most 32 names."""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, str) or not isinstance(value, Iterable):
         raise OptionError(f"tags must be a sequence of strings, not {type_name(value)}")
-    checked = tuple(name(tag, "a tag") for tag in value)
+    checked = tuple(name(tag, "a tag") for tag in cast("Iterable[object]", value))
     if len(checked) > MAX_TAGS:
         raise OptionError(f"tags must be at most {MAX_TAGS}, not {len(checked)}")
     return checked

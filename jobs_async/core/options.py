@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, cast
 
 from msgspec import Struct
 
 from jobs_async.core import codec, limits
 from jobs_async.core.errors import ArgsError, OptionError
-from jobs_async.core.limits import Seconds
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar, Unpack
 
+    from jobs_async.core.limits import Seconds
     from jobs_async.core.retry import RetryStrategy
 
     R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -101,7 +101,7 @@ def _meta(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise OptionError(f"meta must be a mapping, not {limits.type_name(value)}")
     try:
-        text = codec.dumps(dict(value), "meta")
+        text = codec.dumps(dict(cast("Mapping[str, Any]", value)), "meta")
     except ArgsError as error:
         raise OptionError(str(error)) from None
     if len(text.encode()) > limits.MAX_META_BYTES:
@@ -191,7 +191,8 @@ class JobOpts:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, JobOpts) and self._given == other._given
 
-    __hash__ = None  # type: ignore[assignment]  # holds a mapping
+    def __hash__(self) -> int:
+        raise TypeError("JobOpts are not hashable")
 
     def __repr__(self) -> str:
         shown = {key: value for key, value in self._given.items() if not key.endswith("_key") and key != "meta"}
@@ -246,12 +247,12 @@ class NewJob(Struct, frozen=True):
     idempotency_key: str | None = None
     correlation_id: str | None = None
     tags: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = {}  # noqa: RUF012  # msgspec copies empty containers
+    meta: Mapping[str, Any] = {}  # msgspec copies empty containers
 
     @classmethod
     def of(cls, worker: str, args_json: str, opts: JobOpts) -> NewJob:
         """Options that were merged already, and the defaults for the rest."""
-        return cls(worker, args_json, **opts._given)
+        return cls(worker, args_json, **opts.given)
 
     def __repr__(self) -> str:
         return f"NewJob(worker={self.worker!r}, queue={self.queue!r}, priority={self.priority})"

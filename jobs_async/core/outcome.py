@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from jobs_async.core import limits
-from jobs_async.core.limits import Seconds
+
+if TYPE_CHECKING:
+    from jobs_async.core.limits import Seconds
 
 
 class Signal(Exception):

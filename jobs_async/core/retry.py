@@ -6,15 +6,18 @@ The index counts retries from 0, so the first retry of an exponential back-off w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from random import Random
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from jobs_async.core import limits
 from jobs_async.core.errors import OptionError
 from jobs_async.core.limits import Seconds
+
+if TYPE_CHECKING:
+    from random import Random
 
 MAX_EXPONENT = 31
 MAX_DELAY = 366 * 86_400.0
@@ -103,9 +106,10 @@ class FullJitterBackoff:
 
 def ask(strategy: RetryStrategy, index: int, rng: Random, now: float) -> Seconds | Awaitable[Seconds]:
     """Put the question to either kind of strategy; what it raises passes through."""
-    if isinstance(strategy, BUILT_IN) or hasattr(strategy, "delay"):
+    method = getattr(strategy, "delay", None)
+    if method is not None:
         return cast("Backoff", strategy).delay(index, rng, now)
-    return cast("CustomBackoff", strategy)(index)
+    return cast("Callable[[int], Seconds | Awaitable[Seconds]]", strategy)(index)
 
 
 def bounded(answer: object) -> float:
@@ -116,12 +120,13 @@ def bounded(answer: object) -> float:
     """
     if isinstance(answer, timedelta):
         answer = answer.total_seconds()
-    if isinstance(answer, bool) or not isinstance(answer, (int, float)) or answer != answer:
+    if (
+        isinstance(answer, bool)
+        or not isinstance(answer, (int, float))
+        or (isinstance(answer, float) and math.isnan(answer))
+    ):
         raise OptionError(f"a retry strategy must return seconds or a timedelta, not {limits.type_name(answer)}")
     return float(min(max(answer, 0.0), MAX_DELAY))
-
-
-BUILT_IN = (ExponentialBackoff, LinearBackoff, ConstantBackoff, FullJitterBackoff)
 
 
 def _doubled(base: float, times: int, cap: float) -> float:

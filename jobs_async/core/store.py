@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
 from msgspec import Struct
 
@@ -18,9 +18,11 @@ from jobs_async.core import limits
 from jobs_async.core.errors import JobNotFound, OptionError
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
-from jobs_async.core.limits import Seconds
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
 from jobs_async.core.outcome import Completed, Discarded, Failed, Failure, Lost
+
+if TYPE_CHECKING:
+    from jobs_async.core.limits import Seconds
 
 MAX_PAGE = 1000
 RESCUE_TEXT = "rescued: job timed out"
@@ -55,7 +57,7 @@ class Node(Struct, frozen=True, kw_only=True):
     host: str = ""
     pid: int = 0
     version: str = ""
-    queues: Mapping[str, int] = {}  # noqa: RUF012  # msgspec copies empty containers
+    queues: Mapping[str, int] = {}  # msgspec copies empty containers
     workers: tuple[str, ...] = ()
     started_at: datetime | None = None
     beat_at: datetime | None = None
@@ -188,9 +190,11 @@ class Store(Protocol):
 
     async def open(self) -> None:
         """Make ready for use. Harmless when open."""
+        return
 
     async def close(self) -> None:
         """Let go of everything held, within 2 seconds. Harmless when closed."""
+        return
 
     @property
     def is_open(self) -> bool:
@@ -293,9 +297,7 @@ def _page(query: JobQuery, after: int | None) -> JobQuery:
     return replace(query, after=after, newest_first=False)
 
 
-PRIMITIVES = (
-    "insert fetch apply select delete purge tally set_queue queues beat nodes open close"
-).split()
+PRIMITIVES = ("insert fetch apply select delete purge tally set_queue queues beat nodes open close").split()
 
 
 def validate_store(store: object) -> Store:

@@ -64,7 +64,7 @@ class WorkerDef(Bindable):
     def __init__(
         self,
         name: str,
-        handler: Callable[..., Any],
+        handler: Callable[[Any, JobContext], Any],
         *,
         opts: JobOpts = NO_OPTIONS,
         retry_strategy: RetryStrategy = DEFAULT_STRATEGY,

@@ -15,27 +15,29 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from jobs_async.core.job import Job
-from jobs_async.core.lifecycle import decide
 from jobs_async.core.events import outcome_event
+from jobs_async.core.lifecycle import decide
 from jobs_async.core.outcome import Lost
 from jobs_async.core.retry import DEFAULT_STRATEGY
 from jobs_async.core.store import MAX_PAGE, JobQuery, Node
 from jobs_async.core.version import VERSION
-from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.loops import Bell, every
 from jobs_async.runtime.queue_runner import QueueRunner, all_ended
 from jobs_async.runtime.run import Cause, Host, Run
 from jobs_async.runtime.settler import Settler
-from jobs_async.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from jobs_async.core.job import Job
+    from jobs_async.core.workers import WorkerDef
+    from jobs_async.telemetry import Telemetry
 
 CANCEL_GRACE = 3.0
 """Seconds a handler has, once cancelled, to clean up."""
@@ -74,6 +76,7 @@ class Engine:
     def __init__(
         self,
         host: Host,
+        *,
         queues: Mapping[str, int],
         workers: Mapping[str, WorkerDef],
         settings: Settings,
@@ -94,7 +97,14 @@ class Engine:
         self.report = ShutdownReport()
         self.runners = {
             name: QueueRunner(
-                name, limit, host, lambda: self._node.id, workers.get, self._settler, telemetry, settings.poll_interval
+                name,
+                limit,
+                host=host,
+                node=lambda: self._node.id,
+                find=workers.get,
+                settler=self._settler,
+                telemetry=telemetry,
+                poll_interval=settings.poll_interval,
             )
             for name, limit in queues.items()
         }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import PurePath
 from traceback import StackSummary, walk_tb
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from jobs_async.core.job import MAX_ERROR_BYTES
 from jobs_async.core.outcome import Failure
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 MAX_FRAMES = 5
 

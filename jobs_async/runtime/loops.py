@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from random import Random
 
 MAX_PAUSE = 30.0
 """Seconds between two tries of something that keeps failing, at most."""
@@ -41,7 +44,13 @@ class Bell:
 
 
 async def every(
-    seconds: float, do: Callable[[], Awaitable[object]], *, name: str, bell: Bell, ended: Callable[[], bool], rng: Random
+    seconds: float,
+    do: Callable[[], Awaitable[object]],
+    *,
+    name: str,
+    bell: Bell,
+    ended: Callable[[], bool],
+    rng: Random,
 ) -> None:
     """Do something now and then every so many seconds, a little jittered, until `ended`; a ring brings it forward.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
@@ -16,19 +15,22 @@ from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, 
 from jobs_async.core.events import Event, JobCancelled, JobDuplicate, JobEnqueued, QueuePaused, QueueResumed
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, cancel, rerun
-from jobs_async.core.limits import Seconds
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
 from jobs_async.core.store import Clock, JobQuery, Store, validate_store
-from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.urls import store_from_url
-from jobs_async.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
     from typing_extensions import Unpack
 
+    from jobs_async.core.limits import Seconds
     from jobs_async.core.options import EnqueueOptions
+    from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.engine import Engine
+    from jobs_async.telemetry import Telemetry
 
 R = TypeVar("R")
 MAX_BATCH = 10_000
@@ -49,7 +51,7 @@ class Operator:
         self.store = store_from_url(store) if isinstance(store, str) else validate_store(store)
         self.telemetry = telemetry
         self.clock: Clock = clock or SystemClock()
-        self.rng = rng or Random()  # noqa: S311  # spreads retries and polls, keeps no secret
+        self.rng = rng or Random()  # spreads retries and polls, keeps no secret
         self._strict = strict
         self._workers: dict[str, WorkerDef] = {}
         self._engine: Engine | None = None
@@ -139,7 +141,7 @@ class Operator:
             events: list[Event] = []
             replaced = [job.replaces for job in jobs if job.replaces is not None]
             for old in await self.store.select(JobQuery(ids=replaced)) if replaced and not in_transaction else ():
-                events.append(JobCancelled(job=old, at=at, error_msg=old.last_error and old.last_error.error))
+                events.append(JobCancelled(job=old, at=at, error_msg=_reason(old)))
             for job in jobs:
                 if job.duplicate:
                     events.append(JobDuplicate(job=job, at=at))
@@ -200,8 +202,7 @@ class Operator:
         ended = await self.wait(job, timeout=timeout)
         if ended.state is not JobState.completed:
             raise ResultError(ended)
-        result: R = ended.result  # type: ignore[assignment]  # completed: it is what the worker returned
-        return result
+        return cast("R", ended.result)
 
     def _typed(self, job: Job[Any]) -> Job[Any]:
         worker = self._workers.get(job.worker)
@@ -221,7 +222,7 @@ class Operator:
         job = await self._change(job_id, cancel)
         if job.state is JobState.cancelled:
             self._waiters.settled(job)
-            await self._tell(lambda at: JobCancelled(job=job, at=at, error_msg=job.last_error and job.last_error.error))
+            await self._tell(lambda at: JobCancelled(job=job, at=at, error_msg=_reason(job)))
         elif self._engine is not None:
             self._engine.cancel(job_id)
         return job
@@ -251,11 +252,11 @@ class Operator:
             await self.store.get(job_id)
             raise IllegalTransition(f"job {job_id} is executing; cancel it first")
 
-    async def _change(self, job_id: int, decide: Any) -> Job[Any]:
+    async def _change(self, job_id: int, decide: Callable[[Job[Any]], Transition]) -> Job[Any]:
         """Read, decide, apply; again when the job moved in between."""
         await self._ensure_open()
         while True:
-            step: Transition = decide(await self.store.get(job_id))
+            step = decide(await self.store.get(job_id))
             (job,) = await self.store.apply([step])
             if job is not None:
                 return job
@@ -283,7 +284,7 @@ class Operator:
         if self._engine is not None:
             self._engine.resize(queue, limit)
 
-    async def _tell(self, event: Any) -> None:
+    async def _tell(self, event: Callable[[datetime], Event]) -> None:
         if self.telemetry is not None and self.telemetry.is_watched:
             await self.telemetry.deliver([event(self.clock.now())])
 
@@ -302,3 +303,7 @@ class Operator:
         if self._opened_by_us:
             self._opened_by_us = False
             await self.store.close()
+
+
+def _reason(job: Job[Any]) -> str | None:
+    return job.last_error.error if job.last_error else None

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
 
 from jobs_async.core.events import JobStarted
-from jobs_async.core.job import Job
 from jobs_async.core.outcome import Cancelled, Discarded, Failure, Interrupted, Outcome
 from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.loops import MAX_PAUSE, Bell
 from jobs_async.runtime.run import Cause, Host, Run
-from jobs_async.runtime.settler import Settler
 from jobs_async.runtime.slots import Slots
-from jobs_async.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from jobs_async.core.job import Job
+    from jobs_async.runtime.settler import Settler
+    from jobs_async.telemetry import Telemetry
 
 UNKNOWN = "no handler registered"
 
@@ -35,6 +38,7 @@ class QueueRunner:
         self,
         name: str,
         limit: int,
+        *,
         host: Host,
         node: Callable[[], str],
         find: Callable[[str], WorkerDef | None],
@@ -95,7 +99,7 @@ class QueueRunner:
         return poll if next_due is None else min(poll, next_due)
 
     async def _start(self, jobs: Iterable[Job[Any]]) -> None:
-        runs = []
+        runs: list[Run] = []
         for job in jobs:
             worker = self._find(job.worker)
             run = Run(job, worker or _NOBODY, self._host)
@@ -136,7 +140,11 @@ class QueueRunner:
         return next((run for (known, _), run in self.runs.items() if known == job_id), None)
 
 
-_NOBODY = WorkerDef("nobody", lambda _args, _ctx: None)
+def _nobody(_args: Any, _ctx: Any) -> None:
+    """Stands for a worker that is not there; never called."""
+
+
+_NOBODY = WorkerDef("nobody", _nobody)
 
 
 async def all_ended(runners: Iterable[QueueRunner], seconds: float) -> bool:

@@ -8,21 +8,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from enum import Enum
-from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio.to_thread
 from anyio import CapacityLimiter
+
 from jobs_async.clock import stopwatch
 from jobs_async.core import limits, retry
 from jobs_async.core.context import current
 from jobs_async.core.errors import ArgsError, OptionError, UnreadableArgs
 from jobs_async.core.job import Job, Progress
 from jobs_async.core.lifecycle import Patch, Transition, decide
-from jobs_async.core.options import Draft
 from jobs_async.core.outcome import (
     Cancel,
     Cancelled,
@@ -36,9 +34,15 @@ from jobs_async.core.outcome import (
     Snooze,
     Snoozed,
 )
-from jobs_async.core.store import Clock, Store
-from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.failures import failure_of, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from jobs_async.core.options import Draft
+    from jobs_async.core.store import Clock, Store
+    from jobs_async.core.workers import WorkerDef
 
 logger = logging.getLogger("jobs_async")
 
@@ -90,7 +94,19 @@ class Flag:
 class Run:
     """A claimed job on its way through its handler; to the handler it is the JobContext."""
 
-    __slots__ = ("_alarm", "_began_at", "cancelled", "cause", "duration", "host", "job", "outcome", "retry_in", "task", "worker")
+    __slots__ = (
+        "_alarm",
+        "_began_at",
+        "cancelled",
+        "cause",
+        "duration",
+        "host",
+        "job",
+        "outcome",
+        "retry_in",
+        "task",
+        "worker",
+    )
 
     def __init__(self, job: Job[Any], worker: WorkerDef, host: Host) -> None:
         self.job = job
@@ -123,7 +139,8 @@ class Run:
         return self.host.clock.now() + timedelta(seconds=left)
 
     async def progress(self, fraction: float, note: str = "") -> None:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
+        given: object = fraction
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given <= 1:
             raise OptionError("progress must be a fraction from 0 to 1")
         if note:
             limits.name(note, "the note of a progress")
@@ -237,5 +254,4 @@ class Run:
 
     def step(self) -> Transition:
         """The transition that follows."""
-        assert self.outcome is not None, "a run is settled when it has ended"
-        return decide(self.job, self.outcome, self.retry_in)
+        return decide(self.job, self.outcome or Interrupted(), self.retry_in)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.events import Event, StaleSettlement, outcome_event
 from jobs_async.core.job import Job, JobState
@@ -18,8 +16,13 @@ from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.outcome import Discarded, Failure
 from jobs_async.core.store import Clock, JobQuery, Store
 from jobs_async.runtime.loops import Bell
-from jobs_async.runtime.run import Run
-from jobs_async.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from random import Random
+
+    from jobs_async.runtime.run import Run
+    from jobs_async.telemetry import Telemetry
 
 MAX_BATCH = 500
 FIRST_PAUSE, MAX_PAUSE = 0.05, 5.0

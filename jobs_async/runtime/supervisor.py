@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from random import Random
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from jobs_async.core import binding, limits
 from jobs_async.core.errors import OptionError, WorkerError
-from jobs_async.core.limits import Seconds
 from jobs_async.core.options import NO_OPTIONS, JobOpts
 from jobs_async.core.retry import DEFAULT_STRATEGY, RetryStrategy
-from jobs_async.core.store import Clock, Store
-from jobs_async.core.workers import ContextWorker, Decorate, DecorateWithContext, Worker, WorkerDef, collect, make_worker
+from jobs_async.core.workers import (
+    Decorate,
+    DecorateWithContext,
+    Worker,
+    WorkerDef,
+    collect,
+    make_worker,
+)
 from jobs_async.runtime.engine import Engine, Settings, ShutdownReport
 from jobs_async.runtime.operator import Operator
-from jobs_async.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from random import Random
+    from types import ModuleType
+
     from typing_extensions import Unpack
 
+    from jobs_async.core.limits import Seconds
     from jobs_async.core.options import WorkerOptions
+    from jobs_async.core.store import Clock, Store
+    from jobs_async.telemetry import Telemetry
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -100,7 +108,7 @@ class Supervisor(Operator):
     def worker(self, *, context: Literal[False] = ..., **options: Unpack[WorkerOptions]) -> Decorate: ...
     @overload
     def worker(self, *, context: Literal[True], **options: Unpack[WorkerOptions]) -> DecorateWithContext: ...
-    def worker(self, fn: Callable[..., Any] | None = None, /, *, context: bool = False, **options: Any) -> Any:
+    def worker(self, fn: Any = None, *, context: bool = False, **options: Any) -> Any:
         """As the module's `worker`, and registered here.
 
         Raises:
@@ -162,7 +170,12 @@ class Supervisor(Operator):
                 binding.attach(worker, self)
             await self._ensure_open()
             engine = Engine(
-                self, self._queues, self._workers, self._settings, self.telemetry, self._waiters.settled
+                self,
+                queues=self._queues,
+                workers=self._workers,
+                settings=self._settings,
+                telemetry=self.telemetry,
+                settled=self._waiters.settled,
             )
             try:
                 await engine.start()
@@ -218,7 +231,7 @@ class Supervisor(Operator):
             raise cancelled
 
     @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+    async def lifespan(self, _app: object) -> AsyncGenerator[None]:
         """For `Starlette(lifespan=jobs.lifespan)` and `FastAPI(lifespan=jobs.lifespan)`."""
         async with self:
             yield
@@ -228,7 +241,8 @@ def _concurrency(queues: Mapping[str, int] | Iterable[Queue] | None) -> dict[str
     if queues is None:
         return {"default": 10}
     if isinstance(queues, Mapping):
-        listed = [Queue(name, limit) for name, limit in queues.items()]
+        named = cast("Mapping[str, int]", queues)
+        listed = [Queue(name, limit) for name, limit in named.items()]
     else:
         listed = list(queues)
     found: dict[str, int] = {}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -15,10 +14,14 @@ from jobs_async.clock import SystemClock
 from jobs_async.core import lifecycle, limits
 from jobs_async.core.errors import StoreFull, UniqueConflict
 from jobs_async.core.job import DEFERRED, FINAL, LIVE, Job, JobState
-from jobs_async.core.lifecycle import Transition
-from jobs_async.core.limits import Seconds
 from jobs_async.core.options import NewJob, UniqueStrategy
 from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from jobs_async.core.lifecycle import Transition
+    from jobs_async.core.limits import Seconds
 
 TICKS_KEPT = timedelta(days=7)
 DEAD_NODES_KEPT = 86_400.0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
 from jobs_async.core.lifecycle import NO_PATCH, Transition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

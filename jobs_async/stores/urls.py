@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from jobs_async.core.errors import OptionError
-from jobs_async.core.store import Store
+
+if TYPE_CHECKING:
+    from jobs_async.core.store import Store
 
 
 def store_from_url(url: str) -> Store:

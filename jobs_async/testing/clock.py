@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from jobs_async.core import limits
-from jobs_async.core.limits import Seconds
+
+if TYPE_CHECKING:
+    from jobs_async.core.limits import Seconds
 
 START = datetime(2025, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 

@@ -292,11 +292,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.model = Model(self.clock)
         self.names = count(1)
         self.runner = asyncio.Runner()
+        self.loop = self.runner.get_loop()
         self.store = type(self).make_store(self.clock)
         self.run(self.store.open())
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(call)
+        return self.loop.run_until_complete(call)
 
     def teardown(self) -> None:
         self.run(self.store.close())
@@ -313,7 +314,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(target=nodes)
     def begin_with_a_node(self) -> str:
-        return self.join(61.5)
+        return self._join(61.5)
 
     @rule(target=waiting, new=st.lists(_NEW, min_size=1, max_size=4))
     def insert(self, new: list[NewJob]) -> MultipleResults[Job[Any]]:
@@ -372,16 +373,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         target=waiting,
-        ends=st.lists(st.tuples(running, st.sampled_from(sorted(_OUTCOMES))), max_size=3),
-        wishes=st.lists(st.tuples(waiting | running, st.sampled_from(sorted(_WISHES))), max_size=3),
-        mix=st.randoms(use_true_random=False),
+        steps=st.lists(
+            st.tuples(running, st.sampled_from(sorted(_OUTCOMES)))
+            | st.tuples(waiting | running, st.sampled_from(sorted(_WISHES))),
+            min_size=1,
+            max_size=4,
+        ),
     )
-    def apply(
-        self, ends: list[tuple[Job[Any], str]], wishes: list[tuple[Job[Any], str]], mix: Any
-    ) -> MultipleResults[Job[Any]]:
-        asked = [(job, _OUTCOMES[name]) for job, name in ends] + [(job, _WISHES[name]) for job, name in wishes]
-        mix.shuffle(asked)
-        return multiple(*self._apply(list(_legal(asked))))
+    def apply(self, steps: list[tuple[Job[Any], str]]) -> MultipleResults[Job[Any]]:
+        return multiple(*self._apply(list(_legal(steps))))
 
     def _apply(self, steps: list[Transition]) -> list[Job[Any]]:
         may, must = self.model.conflicts(steps)
@@ -396,6 +396,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=nodes, ttl=st.sampled_from([5.5, 61.5]))
     def join(self, ttl: float) -> str:
+        return self._join(ttl)
+
+    def _join(self, ttl: float) -> str:
         node = f"node-{next(self.names)}"
         self._beat(node, ttl, join=True)
         return node
@@ -480,11 +483,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert {node for node in self.model.leases if self.model.is_alive(node)} <= set(listed)
 
 
-def _legal(asked: Sequence[tuple[Job[Any], Step]]) -> Iterator[Transition]:
+def _legal(steps: Sequence[tuple[Job[Any], str]]) -> Iterator[Transition]:
     """The steps that the life cycle knows; a handle may be in any state."""
-    for job, step in asked:
+    for job, name in steps:
         try:
-            yield step(job)
+            yield (_OUTCOMES | _WISHES)[name](job)
         except IllegalTransition:
             continue
 

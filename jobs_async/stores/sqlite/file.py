@@ -56,7 +56,9 @@ async def migrate(connection: aiosqlite.Connection) -> None:
         await session.rows(_MIGRATIONS)
         ((version,),) = await session.rows("SELECT coalesce(max(version), 0) FROM jobs_async_migrations")
         if version > known[-1][0]:
-            raise SchemaError(f"the file has schema {version}, this version of jobs_async knows {known[-1][0]}: upgrade")
+            raise SchemaError(
+                f"the file has schema {version}, this version knows up to {known[-1][0]}: upgrade jobs_async"
+            )
         for number, script in known:
             if number > version:
                 for statement in split(script):
@@ -101,4 +103,4 @@ def _let_go_at_exit(connection: aiosqlite.Connection) -> None:
 def _stop_after_main() -> None:
     threading.main_thread().join()
     for connection in list(_open_connections):
-        connection.stop()
+        connection.stop()  # pyright: ignore[reportUnknownMemberType]

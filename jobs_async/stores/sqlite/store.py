@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 import msgspec
@@ -17,13 +15,18 @@ from msgspec.structs import replace
 from jobs_async.clock import SystemClock
 from jobs_async.core.errors import OptionError, SchemaError, StoreBusy, StoreClosed, StoreError
 from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
-from jobs_async.core.lifecycle import Transition
-from jobs_async.core.limits import Seconds
-from jobs_async.core.options import NewJob
 from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
 from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, work
 from jobs_async.stores.sqlite.writer import Row, Session, Writer, is_busy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from jobs_async.core.lifecycle import Transition
+    from jobs_async.core.limits import Seconds
+    from jobs_async.core.options import NewJob
 
 ENQUEUE_PATIENCE = 5.0
 ENQUEUE_ADVICE = "; pass connection= or commit first"
@@ -115,11 +118,13 @@ class SqliteStore(Store):
         if connection is not None:
             return await self._insert_on(connection, new, tick)
         keyed = tick is not None or any(item.unique_key or item.idempotency_key for item in new)
-        writer, may_wait = self._open_writer(), {"patience": ENQUEUE_PATIENCE, "advice": ENQUEUE_ADVICE}
+        writer = self._open_writer()
         if keyed:
-            jobs = await writer.do(self._insert_keyed, (new, tick), **may_wait)
+            jobs = await writer.do(self._insert_keyed, (new, tick), patience=ENQUEUE_PATIENCE, advice=ENQUEUE_ADVICE)
         elif new:
-            jobs = await writer.do(self._insert_plain, new, single=True, **may_wait)
+            jobs = await writer.do(
+                self._insert_plain, new, single=True, patience=ENQUEUE_PATIENCE, advice=ENQUEUE_ADVICE
+            )
         else:
             jobs = []
         self._mind(jobs)
@@ -188,9 +193,7 @@ class SqliteStore(Store):
         self._mind([job for job in applied if job is not None])
         return applied
 
-    async def _apply(
-        self, session: Session, asked: list[Sequence[Transition]]
-    ) -> list[list[Job[Any] | None]]:
+    async def _apply(self, session: Session, asked: list[Sequence[Transition]]) -> list[list[Job[Any] | None]]:
         steps = [step for batch in asked for step in batch]
         applied = iter(await work.apply_steps(session, steps, self._clock.now()))
         return [list(islice(applied, len(batch))) for batch in asked]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from jobs_async.core import lifecycle
 from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, Job
-from jobs_async.core.lifecycle import Transition
 from jobs_async.core.options import NewJob, UniqueStrategy
 from jobs_async.core.store import Beat, Clock, JobQuery, Node, Tick
 from jobs_async.stores import rows
 from jobs_async.stores.sql import statements
-from jobs_async.stores.sqlite.writer import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobs_async.core.lifecycle import Transition
+    from jobs_async.stores.sqlite.writer import Session
 
 SQL = statements("jobs_async.stores.sqlite")
 
@@ -97,9 +100,13 @@ async def _twins(
         return {}, {}
     keys = {"unique_keys": rows.dumps(unique), "idempotency_keys": rows.dumps(idempotent)}
     jobs = [rows.to_job(row) for row in await session.rows(SQL["twins"], keys)]
-    live = {job.unique_key: job for job in jobs if job.unique_key is not None and job.state not in FINAL}
-    stored = {(job.worker, job.idempotency_key): job for job in jobs if job.idempotency_key is not None}
-    return live, stored  # type: ignore[return-value]  # the None keys are filtered out
+    live: dict[str | None, Job[Any]] = {
+        job.unique_key: job for job in jobs if job.unique_key is not None and job.state not in FINAL
+    }
+    stored: dict[tuple[str, str] | None, Job[Any]] = {
+        (job.worker, job.idempotency_key): job for job in jobs if job.idempotency_key is not None
+    }
+    return live, stored
 
 
 def _idempotent(item: NewJob) -> tuple[str, str] | None:
@@ -235,7 +242,7 @@ def select_statement(query: JobQuery, clock: Clock) -> tuple[str, dict[str, Any]
         since = rows.micros(now - timedelta(seconds=query.older_than))
         need("state = 1 AND attempted_at < :since", since=since)
     order = "ORDER BY id DESC" if query.newest_first else "ORDER BY id"
-    return f"{_SELECT} WHERE {' AND '.join(where)} {order} LIMIT :limit", params  # noqa: S608  # fixed texts only
+    return f"{_SELECT} WHERE {' AND '.join(where)} {order} LIMIT :limit", params  # fixed texts only
 
 
 _SELECT = "SELECT * FROM jobs_async_jobs AS job"
@@ -244,4 +251,4 @@ _ORPHANED = SQL["is_orphaned"]
 
 
 def _by_ids(ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    return f"{_SELECT} WHERE {_IDS}", {"ids": rows.dumps(list(ids))}  # noqa: S608  # fixed texts only
+    return f"{_SELECT} WHERE {_IDS}", {"ids": rows.dumps(list(ids))}  # fixed texts only

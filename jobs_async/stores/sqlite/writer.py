@@ -12,12 +12,13 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import aiosqlite
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs_async.clock import stopwatch
 from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError
+
+if TYPE_CHECKING:
+    import aiosqlite
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -40,7 +41,7 @@ class Session:
 
     async def rows(self, sql: str, params: dict[str, Any] | None = None) -> list[Row]:
         """Run one statement to its end, in one visit to the connection's thread."""
-        return list(await self._connection.execute_fetchall(sql, params or {}))  # type: ignore[arg-type]
+        return cast("list[Row]", await self._connection.execute_fetchall(sql, params or {}))
 
 
 Work = Callable[[Session, list[Item]], Awaitable[list[Answer]]]
@@ -155,7 +156,8 @@ class Writer:
         return results
 
     def _patient(self, group: Iterable[_Piece]) -> list[_Piece]:
-        now, still = stopwatch(), []
+        now = stopwatch()
+        still: list[_Piece] = []
         for piece in group:
             if self._closing or now >= piece.give_up_at:
                 text = "the database is locked by somebody else's transaction"

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterator
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.store import Store
 from jobs_async.testing.clock import FakeClock
@@ -35,6 +34,9 @@ from jobs_async.testing.conformance import (
     values,
     verbs,
 )
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 Check = Callable[[Store, FakeClock], Coroutine[Any, Any, None]]
 

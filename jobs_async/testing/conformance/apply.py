@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.job import FINAL, MAX_ERRORS, WAITING, Job, JobState, Progress
 from jobs_async.core.lifecycle import LEGAL, Patch, Transition, advance, cancel, decide, rerun
@@ -19,8 +19,6 @@ from jobs_async.core.outcome import (
     Outcome,
     Snoozed,
 )
-from jobs_async.core.store import Store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import (
     BOOM,
     applied,
@@ -34,6 +32,10 @@ from jobs_async.testing.conformance.scene import (
     stored,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from jobs_async.core.store import Store
+    from jobs_async.testing.clock import FakeClock
 
 
 async def _as_computed(store: Store, clock: FakeClock, row: Job[Any], step: Transition) -> Job[Any]:

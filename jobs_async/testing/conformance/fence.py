@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -11,8 +10,6 @@ from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, Job, JobState, Progress
 from jobs_async.core.lifecycle import Patch, Transition, cancel, decide, rerun
 from jobs_async.core.outcome import Cancelled, Completed, Discarded, Failed, Interrupted, Lost, Snoozed
-from jobs_async.core.store import Store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import (
     BOOM,
     applied,
@@ -27,6 +24,12 @@ from jobs_async.testing.conformance.scene import (
     stored,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobs_async.core.store import Store
+    from jobs_async.testing.clock import FakeClock
 
 OUTCOMES = (
     Completed('"late"'),

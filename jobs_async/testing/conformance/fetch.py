@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from jobs_async.core.job import JobState
 from jobs_async.core.lifecycle import claimed
 from jobs_async.core.outcome import Failed, Interrupted, Snoozed
-from jobs_async.core.store import Store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import (
     BOOM,
     ELSEWHERE,
@@ -21,6 +20,10 @@ from jobs_async.testing.conformance.scene import (
     stored,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from jobs_async.core.store import Store
+    from jobs_async.testing.clock import FakeClock
 
 
 async def the_lowest_priority_number_goes_first(store: Store, clock: FakeClock) -> None:

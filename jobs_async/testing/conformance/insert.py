@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta, timezone
+from typing import TYPE_CHECKING
 
 from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import JobState
 from jobs_async.core.lifecycle import born
 from jobs_async.core.options import UniqueStrategy
 from jobs_async.core.store import Store, Tick
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import dump, ids, new, raised, stored, waiting
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 
 async def jobs_come_back_in_the_order_given(store: Store, clock: FakeClock) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, LIVE, Job, JobState
@@ -11,8 +11,10 @@ from jobs_async.core.lifecycle import decide
 from jobs_async.core.options import UniqueStrategy
 from jobs_async.core.outcome import Completed
 from jobs_async.core.store import JobQuery, Store, Tick
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import dump, ids, new, running
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 CROWD = 50
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jobs_async.core.job import JobState
 from jobs_async.core.lifecycle import cancel, decide
 from jobs_async.core.outcome import Completed, Interrupted
 from jobs_async.core.store import JobQuery, Node, Store, rescue
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import (
     LONG,
     applied,
@@ -20,6 +21,9 @@ from jobs_async.testing.conformance.scene import (
     stored,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 ORPHANS = JobQuery(orphaned=True)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from jobs_async.core.errors import OptionError
 from jobs_async.core.job import FINAL, LIVE, JobState
 from jobs_async.core.outcome import Completed
 from jobs_async.core.store import QueueInfo, Store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import (
     ELSEWHERE,
     dump,
@@ -21,6 +21,9 @@ from jobs_async.testing.conformance.scene import (
     stored,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 
 async def what_was_said_about_a_queue_stays(store: Store, clock: FakeClock) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.options import NewJob
 from jobs_async.core.outcome import Completed, Discarded, Failed, Failure, Interrupted, Outcome
 from jobs_async.core.store import JobQuery, Node, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable
 
 E = TypeVar("E", bound=Exception)
 

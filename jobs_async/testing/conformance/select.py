@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.job import DEFERRED, FINAL, JobState
 from jobs_async.core.outcome import Completed, Failed
 from jobs_async.core.store import JobQuery, Store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import (
     BOOM,
     ELSEWHERE,
@@ -20,6 +19,9 @@ from jobs_async.testing.conformance.scene import (
     settled,
     waiting,
 )
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 
 async def _asked(store: Store, **conditions: Any) -> list[int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, LIVE, JobState
 from jobs_async.core.lifecycle import Transition, cancel, decide, replaced
 from jobs_async.core.options import NewJob, UniqueStrategy
 from jobs_async.core.outcome import Completed
 from jobs_async.core.store import JobQuery, Store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import applied, dump, ids, in_state, new, raised, running, stored, waiting
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 IGNORE, CANCEL, REJECT = UniqueStrategy.IGNORE_NEW, UniqueStrategy.CANCEL_EXISTING, UniqueStrategy.REJECT
 

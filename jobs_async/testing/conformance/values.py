@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from jobs_async.core.errors import JobNotFound
 from jobs_async.core.job import JobState, Progress
@@ -11,8 +12,10 @@ from jobs_async.core.lifecycle import Patch, Transition, decide
 from jobs_async.core.limits import INT32_MAX, INT32_MIN
 from jobs_async.core.outcome import Completed, Failed, Failure
 from jobs_async.core.store import JobQuery, QueueInfo, Store, Tick
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import applied, dump, ids, joined, new, raised, settled, stored, waiting
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 HOSTILE = (
     "'; DROP TABLE jobs; --",

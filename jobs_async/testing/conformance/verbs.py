@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from jobs_async.core.errors import ArgsError, JobNotFound, OptionError, UniqueConflict
 from jobs_async.core.job import JobState
 from jobs_async.core.options import JobOpts, UniqueStrategy
 from jobs_async.core.outcome import Failed
 from jobs_async.core.store import Store, validate_store
-from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance.scene import BOOM, ELSEWHERE, ids, in_state, new, raised, running, settled, stored
+
+if TYPE_CHECKING:
+    from jobs_async.testing.clock import FakeClock
 
 
 async def a_store_has_every_primitive(store: Store, clock: FakeClock) -> None:
