@@ -21,7 +21,7 @@ from msgspec.structs import asdict
 
 from jobs_async.core import codec
 from jobs_async.core.context import JobContext
-from jobs_async.core.errors import ArgsError, WorkerError
+from jobs_async.core.errors import ArgsError, UnreadableArgs, WorkerError
 
 _Kind = inspect.Parameter
 _EMPTY = inspect.Parameter.empty
@@ -51,7 +51,8 @@ class Arguments:
         if context:
             if not parameters or parameters[0].kind not in _POSITIONAL:
                 raise WorkerError(f"{worker}: context=True needs a first, positional parameter for the JobContext")
-            self._context = parameters.pop(0).name
+            first = parameters.pop(0)
+            self._context = None if first.kind is _Kind.POSITIONAL_ONLY else first.name
         self._worker = worker
         self._what = f"arguments of {worker}"
         self._hints = hints
@@ -96,24 +97,28 @@ class Arguments:
         try:
             data = codec.encode(given, self._what, _encode_hook)
             text = codec.finish(data, given, self._what)
-        except ArgsError:
-            self._blame(given)
-            raise
-        decoded = self._read(data)
-        for name in self._loose:
-            if name in (values := _given(given)) and not keys_kept(values[name], getattr(decoded, name)):
-                raise ArgsError(f"argument {name!r} of {self._worker} {_KEYS}")
+        except ArgsError as error:
+            raise self._blamed(given) or error from None
+        try:
+            decoded = self._decode(data)
+        except Exception as error:
+            raise self._misfit(_reason(error)) from None
+        if self._loose:
+            self._check_keys(_given(given), decoded)
         return text
 
     def unpack(self, args_json: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What to call the function with, besides its context.
 
         Raises:
-            ArgsError: the stored arguments do not fit the function, or no longer; the text shows no values.
+            UnreadableArgs: the stored arguments do not fit the function, or no longer; the text shows no values.
         """
         if not self._ready:
             self.prepare()
-        values = asdict(self._read(args_json))
+        try:
+            values = asdict(self._decode(args_json))
+        except Exception as error:
+            raise self._misfit(_reason(error), UnreadableArgs) from None
         if self._named:
             return (), values
         bound: Any = inspect.BoundArguments(self._signature, values)
@@ -159,20 +164,23 @@ class Arguments:
             raise TypeError(f"unexpected keyword argument {self._context!r}")  # **extra would take it, the run not
         return self._signature.bind(*args, **kwargs).arguments
 
-    def _read(self, data: bytes | str) -> Any:
-        try:
-            return self._decode(data)
-        except Exception as error:
-            raise self._misfit(_reason(error)) from None
+    def _check_keys(self, given: dict[str, Any], decoded: Any) -> None:
+        for name in self._loose:
+            if name in given and not keys_kept(given[name], getattr(decoded, name)):
+                raise ArgsError(f"argument {name!r} of {self._worker} {_KEYS}")
 
-    def _misfit(self, reason: str) -> ArgsError:
-        return ArgsError(f"{self._what} do not fit: {reason}")
+    def _misfit(self, reason: str, kind: type[ArgsError] = ArgsError) -> ArgsError:
+        return kind(f"{self._what} do not fit: {reason}")
 
-    def _blame(self, given: Any) -> None:
-        """Raise the error again for the one argument that causes it, where there is one."""
+    def _blamed(self, given: Any) -> ArgsError | None:
+        """The same error again, of the one argument that causes it, where there is one."""
         for name, value in _given(given).items():
             what = f"argument {name!r} of {self._worker}"
-            codec.finish(codec.encode(value, what, _encode_hook), value, what)
+            try:
+                codec.finish(codec.encode(value, what, _encode_hook), value, what)
+            except ArgsError as error:
+                return error
+        return None
 
 
 class Result:
@@ -311,7 +319,7 @@ def check_type(kind: Any) -> bool:
         cls = getattr(node, "cls", None)
         if isinstance(node, forms.CustomType):
             if cls is not object and not _is_model(cls):
-                raise TypeError(f"{getattr(cls, '__qualname__', cls)} has no JSON form")
+                raise TypeError(f"{getattr(cls, '__name__', cls)} has no JSON form")
             loose |= cls is object
         elif isinstance(node, forms.AnyType):
             loose = True
@@ -325,7 +333,7 @@ def check_type(kind: Any) -> bool:
 
 def _check_class(cls: type) -> None:
     if hasattr(cls, "__pydantic_fields__"):
-        raise TypeError(f"the rules of pydantic dataclass {cls.__qualname__} would not be checked; use a BaseModel")
+        raise TypeError(f"the rules of pydantic dataclass {cls.__name__} would not be checked; use a BaseModel")
     try:
         hints = get_type_hints(cls, include_extras=True)
     except Exception:
@@ -362,14 +370,15 @@ def _field(parameter: inspect.Parameter, kind: Any) -> tuple[Any, ...]:
 
 
 def _encode_hook(value: Any) -> Any:
+    """A pydantic model as its own JSON, read again by `_decode_hook`."""
     if not _is_model(type(value)):
-        raise TypeError(f"{type(value).__qualname__} has no JSON form")
+        raise TypeError(f"{type(value).__name__} has no JSON form")
     data = value.model_dump_json(by_alias=True, round_trip=True).encode()
     if b'"**********"' in data:
-        raise TypeError(f"{type(value).__qualname__} holds a masked secret; arguments are no place for one")
+        raise TypeError(f"{type(value).__name__} holds a secret, which would be stored masked")
     if b"null" in data:
         try:
-            codec.finish(data, value.model_dump(), type(value).__qualname__)
+            codec.finish(data, value.model_dump(), type(value).__name__)
         except ArgsError as error:
             raise TypeError(str(error)) from None
     return msgspec.Raw(data)
@@ -385,16 +394,14 @@ def _decode_hook(kind: Any, value: Any) -> Any:
     try:
         return kind.model_validate_json(msgspec.json.encode(value))
     except ValueError as error:
-        errors: Any = getattr(error, "errors", None)
-        if errors is None:
-            raise _Refused(f"{kind.__qualname__} does not accept it") from None
-        found = errors(include_input=False, include_context=False, include_url=False)
+        refused: Any = error
+        found = refused.errors(include_input=False, include_context=False, include_url=False)
         rules = ", ".join(" ".join([*map(str, it["loc"][:1]), it["type"]]) for it in found[:3])
-        raise _Refused(f"{kind.__qualname__} does not accept it ({rules})") from None
+        raise _Refused(f"{kind.__name__} does not accept it ({rules})") from None
 
 
 def _given(bound: Any) -> dict[str, Any]:
-    """What a call gave, from either binder."""
+    """What a call gave, whichever way it was bound."""
     if isinstance(bound, Struct):
         return {name: value for name, value in asdict(bound).items() if value is not UNSET}
     return cast("dict[str, Any]", bound)

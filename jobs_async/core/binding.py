@@ -6,6 +6,7 @@ answer waits for the garbage collector.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -102,17 +103,27 @@ def resolve(worker: Bindable) -> Host:
 
 
 def _search(worker: Bindable) -> Host:
-    known = [host for ref in _attached.keyrefs() if (host := ref()) is not None and is_attached(worker, host)]
-    running = [host for host in known if host.is_running]
-    usable = running or [host for host in known if not host.is_stopped]
-    if len(usable) == 1:
-        return usable[0]
-    if running:
-        problem = f"is attached to {len(running)} running Supervisors; say which"
-    elif usable:
-        problem = f"is attached to {len(usable)} Supervisors, of which none is running; start one, or say which"
+    if len(_meant(_hosts_of(worker))) > 1:
+        gc.collect()  # one that was dropped without a stop must not count until it happens to be collected
+    known = _hosts_of(worker)
+    meant = _meant(known)
+    if len(meant) == 1:
+        return meant[0]
+    if any(host.is_running for host in meant):
+        problem = f"is attached to {len(meant)} running Supervisors; say which"
+    elif meant:
+        problem = f"is attached to {len(meant)} Supervisors, of which none is running; start one, or say which"
     elif known:
         problem = "is attached to Supervisors that have stopped; start one, or name another"
     else:
         problem = "is attached to no Supervisor; pass it in workers=[...] to one that is not stopped, or name one"
     raise NotBound(f"{worker.name} {problem} with {worker.name}.on(supervisor).enqueue(...)")
+
+
+def _hosts_of(worker: Bindable) -> list[Host]:
+    return [host for ref in _attached.keyrefs() if (host := ref()) is not None and is_attached(worker, host)]
+
+
+def _meant(hosts: list[Host]) -> list[Host]:
+    """Those running, or where none is those that may still start."""
+    return [host for host in hosts if host.is_running] or [host for host in hosts if not host.is_stopped]

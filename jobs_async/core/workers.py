@@ -26,7 +26,7 @@ from typing import (
 from jobs_async.core import binding, codec, limits
 from jobs_async.core.arguments import Arguments, Hints, Result, layers
 from jobs_async.core.binding import Bindable, Host
-from jobs_async.core.errors import ArgsError, OptionError, WorkerError
+from jobs_async.core.errors import OptionError, UnreadableArgs, WorkerError
 from jobs_async.core.options import NO_OPTIONS, Draft, EnqueueOptions, JobOptions, JobOpts, WorkerOptions
 from jobs_async.core.retry import DEFAULT_STRATEGY, RetryStrategy
 
@@ -73,7 +73,7 @@ class WorkerDef(Bindable):
         self.is_async = _look_at(handler, self.name)
         self.opts = _worker_opts(opts)
         self.retry_strategy = _strategy(retry_strategy)
-        self._handler = handler
+        self._handler: Callable[..., Any] = handler
 
     def prepare(self) -> None:
         """Check that the handler can be called. Done when attached; harmless to repeat.
@@ -92,7 +92,7 @@ class WorkerDef(Bindable):
         """Refuse stored arguments that `invoke` would refuse.
 
         Raises:
-            ArgsError: they do not fit.
+            UnreadableArgs: they do not fit.
         """
         _parsed(args_json, self.name)
 
@@ -100,7 +100,7 @@ class WorkerDef(Bindable):
         """Call the handler with stored arguments: a coroutine from an async handler, else what it returned.
 
         Raises:
-            ArgsError: the arguments do not fit the handler, or no longer; the text shows no values.
+            UnreadableArgs: the arguments do not fit the handler, or no longer; the text shows no values.
         """
         return self._handler(_parsed(args_json, self.name), ctx)
 
@@ -387,4 +387,4 @@ def _parsed(args_json: str, name: str) -> Any:
     try:
         return codec.loads(args_json)
     except (ValueError, RecursionError):
-        raise ArgsError(f"arguments of {name} are not JSON") from None
+        raise UnreadableArgs(f"arguments of {name} are not JSON") from None

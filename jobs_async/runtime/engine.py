@@ -172,6 +172,8 @@ class Engine:
         finally:
             for task in (asked, settling, *loops):
                 task.cancel()
+            for runner in self.runners.values():
+                runner.close()
 
     def _spawn(self, work: Awaitable[Any], name: str) -> asyncio.Task[Any]:
         async def guarded() -> None:

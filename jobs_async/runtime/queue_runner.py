@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from jobs_async.core.events import JobStarted
 from jobs_async.core.outcome import Cancelled, Discarded, Failure, Interrupted, Outcome
 from jobs_async.core.workers import WorkerDef
+from jobs_async.runtime.deadlines import Deadlines
 from jobs_async.runtime.loops import MAX_PAUSE, Bell
 from jobs_async.runtime.run import Cause, Host, Run
 from jobs_async.runtime.slots import Slots
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from jobs_async.telemetry import Telemetry
 
 UNKNOWN = "no handler registered"
+HAND_BACK = 5.0
+"""Seconds until a job that another node can run is claimable again."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -57,6 +60,7 @@ class QueueRunner:
         self._poll = poll_interval
         self._bell = Bell()
         self._stopping = False
+        self._deadlines = Deadlines(self.runs.values())
         self._threads = CapacityLimiter(math.inf)  # the slots bound them
 
     def nudge(self) -> None:
@@ -103,7 +107,7 @@ class QueueRunner:
         for job in jobs:
             worker = self._find(job.worker)
             run = Run(job, worker or _NOBODY, self._host)
-            run.outcome = self._verdict(job, worker)
+            run.outcome = await self._verdict(job, worker)
             self.slots.take()
             self.runs[job.id, job.claim] = run
             runs.append(run)
@@ -113,19 +117,30 @@ class QueueRunner:
         for run in runs:
             if run.outcome is None and not self._stopping:
                 run.start(self._threads, self._ended)
+                self._deadlines.watch(run)
             else:
                 run.outcome = run.outcome or Interrupted()
                 self._ended(run)
 
-    def _verdict(self, job: Job[Any], worker: WorkerDef | None) -> Outcome | None:
-        """What becomes of a job that is not to be run at all."""
+    async def _verdict(self, job: Job[Any], worker: WorkerDef | None) -> Outcome | None:
+        """What becomes of a job that is not to be run here at all."""
         if self._stopping:
             return Interrupted()
         if job.cancel_requested:
             return Cancelled(Cause.CANCELLED.value)
-        if worker is None:
-            return Discarded(Failure("WorkerNotFound", UNKNOWN))
-        return None
+        if worker is not None:
+            return None
+        if await self._is_known_elsewhere(job.worker):
+            return Interrupted(HAND_BACK)
+        return Discarded(Failure("WorkerNotFound", UNKNOWN))
+
+    async def _is_known_elsewhere(self, worker: str) -> bool:
+        """Whether another live node has this worker; where the store does not say, it may."""
+        try:
+            nodes = await self._host.store.nodes()
+        except Exception:
+            return True
+        return any(node.alive and worker in node.workers for node in nodes)
 
     def _ended(self, run: Run) -> None:
         self._settler.take(run, self._release)
@@ -135,9 +150,9 @@ class QueueRunner:
         self.slots.give_back()
         self._bell.ring()
 
-    def find_run(self, job_id: int) -> Run | None:
-        """The run of a job, if it is here."""
-        return next((run for (known, _), run in self.runs.items() if known == job_id), None)
+    def close(self) -> None:
+        """Let go of what outlives the loop."""
+        self._deadlines.close()
 
 
 def _nobody(_args: Any, _ctx: Any) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from jobs_async.clock import stopwatch
 from jobs_async.core import limits, retry
 from jobs_async.core.context import current
 from jobs_async.core.errors import ArgsError, OptionError, UnreadableArgs
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
     from jobs_async.core.workers import WorkerDef
 
 logger = logging.getLogger("jobs_async")
+
+NEVER = float("inf")
 
 
 class Cause(Enum):
@@ -95,10 +96,12 @@ class Run:
     """A claimed job on its way through its handler; to the handler it is the JobContext."""
 
     __slots__ = (
-        "_alarm",
         "_began_at",
+        "_done",
+        "_loop",
         "cancelled",
         "cause",
+        "deadline_at",
         "duration",
         "host",
         "job",
@@ -118,7 +121,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.retry_in = 0.0
         self.duration = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
+        self.deadline_at = NEVER
         self._began_at = 0.0
 
     # --- what the handler sees ---
@@ -133,9 +136,9 @@ class Run:
 
     @property
     def deadline(self) -> datetime | None:
-        if self.job.timeout_seconds is None:
+        if self.deadline_at == NEVER:
             return None
-        left = self.job.timeout_seconds - (stopwatch() - self._began_at)
+        left = self.deadline_at - self._loop.time()
         return self.host.clock.now() + timedelta(seconds=left)
 
     async def progress(self, fraction: float, note: str = "") -> None:
@@ -157,20 +160,18 @@ class Run:
     def start(self, threads: CapacityLimiter, done: Callable[[Run], None]) -> None:
         """Run the handler in a task of its own; `done` is called when it has really ended."""
         loop = asyncio.get_running_loop()
-        self._began_at = stopwatch()
-        self.task = loop.create_task(self._guard(threads), name=f"job {self.job.id} {self.job.worker}")
+        self._loop, self._began_at = loop, loop.time()
         if self.job.timeout_seconds is not None:
-            self._alarm = loop.call_later(self.job.timeout_seconds, self.stop, Cause.TIMEOUT)
+            self.deadline_at = self._began_at + self.job.timeout_seconds
+        self._done = done
+        self.task = loop.create_task(self._guard(threads), name=self.job.worker)
+        self.task.add_done_callback(self._ended)
 
-        def ended(_task: asyncio.Task[None]) -> None:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self.duration = stopwatch() - self._began_at
-            if self.outcome is None:  # the task was cancelled before its first step
-                self.outcome = self._judge(asyncio.CancelledError())
-            done(self)
-
-        self.task.add_done_callback(ended)
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self.duration = self._loop.time() - self._began_at
+        if self.outcome is None:  # cancelled before its first step
+            self.outcome = self._judge(asyncio.CancelledError())
+        self._done(self)
 
     def warn(self, cause: Cause) -> None:
         """Tell the handler that its end has come; the first cause counts."""

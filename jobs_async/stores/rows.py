@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,8 +28,9 @@ def micros(at: datetime) -> int:
     return (at - EPOCH) // _MICROSECOND
 
 
+@lru_cache(1024)
 def instant(value: int) -> datetime:
-    """The inverse of `micros`."""
+    """The inverse of `micros`. Jobs of a batch share their instants."""
     return EPOCH + timedelta(microseconds=value)
 
 
@@ -37,9 +39,8 @@ def dumps(value: object) -> str:
 
 
 def to_row(job: Job[Any]) -> tuple[object, ...]:
-    """A fresh job as its columns, in the order of the table."""
+    """A fresh job as its columns in the order of the table, all but its id."""
     return (
-        job.id,
         int(job.state),
         job.queue,
         job.worker,

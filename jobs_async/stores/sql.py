@@ -27,3 +27,10 @@ def split(script: str) -> list[str]:
     """The statements of a migration; each ends with a semicolon at the end of a line."""
     bare = "\n".join(line for line in script.splitlines() if not line.lstrip().startswith("--"))
     return [statement.strip() for statement in re.split(r";\s*(?:\n|$)", bare) if statement.strip()]
+
+
+@cache
+def with_rows(statement: str, count: int, width: int) -> str:
+    """A statement whose `:rows` takes `count` rows of `width` parameters."""
+    row = f"({', '.join('?' * width)})"
+    return statement.replace(":rows", ", ".join([row] * count))

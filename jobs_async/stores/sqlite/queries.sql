@@ -1,4 +1,4 @@
--- One block a statement. Each term that guards a write stands on a line of its own.
+-- One block a statement. Each term that guards a write stands on a line of its own. A batch comes in at :rows.
 
 -- name: insert
 INSERT INTO jobs_async_jobs (
@@ -6,13 +6,7 @@ INSERT INTO jobs_async_jobs (
     completed_at, rescues, claim, node, timeout_seconds, cancel_requested, progress, result, errors,
     unique_key, idempotency_key, correlation_id, tags, meta
 )
-SELECT
-    value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
-    value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15, value ->> 16,
-    value ->> 17, value ->> 18, value ->> 19, value ->> 20, value ->> 21, value ->> 22, value ->> 23, value ->> 24
-FROM json_each(:rows)
-WHERE true
-ORDER BY key
+SELECT * FROM (VALUES :rows) WHERE column1 IS NOT NULL
 RETURNING id
 
 -- name: twins
@@ -76,23 +70,23 @@ RETURNING *
 -- name: apply
 UPDATE jobs_async_jobs
 SET
-    state = step.value ->> 4,
-    attempt = step.value ->> 5,
-    rescues = step.value ->> 6,
-    claim = step.value ->> 7,
-    scheduled_at = step.value ->> 8,
-    completed_at = step.value ->> 9,
-    result = step.value ->> 10,
-    errors = step.value ->> 11,
-    cancel_requested = step.value ->> 12,
-    progress = coalesce(step.value ->> 13, progress),
-    args = coalesce(step.value ->> 14, args),
-    priority = coalesce(step.value ->> 15, priority)
-FROM json_each(:steps) AS step
-WHERE jobs_async_jobs.id = step.value ->> 0
-    AND jobs_async_jobs.state = step.value ->> 1
-    AND jobs_async_jobs.claim = step.value ->> 2
-    AND jobs_async_jobs.cancel_requested = step.value ->> 3
+    state = step.column5,
+    attempt = step.column6,
+    rescues = step.column7,
+    claim = step.column8,
+    scheduled_at = step.column9,
+    completed_at = step.column10,
+    result = step.column11,
+    errors = step.column12,
+    cancel_requested = step.column13,
+    progress = coalesce(step.column14, progress),
+    args = coalesce(step.column15, args),
+    priority = coalesce(step.column16, priority)
+FROM (VALUES :rows) AS step
+WHERE jobs_async_jobs.id = step.column1
+    AND jobs_async_jobs.state = step.column2
+    AND jobs_async_jobs.claim = step.column3
+    AND jobs_async_jobs.cancel_requested = step.column4
 RETURNING jobs_async_jobs.id, jobs_async_jobs.args, jobs_async_jobs.priority, jobs_async_jobs.progress
 
 -- name: is_orphaned

@@ -18,7 +18,7 @@ from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
 from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
 from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, work
-from jobs_async.stores.sqlite.writer import Row, Session, Writer, is_busy
+from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, is_busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -123,7 +123,7 @@ class SqliteStore(Store):
             jobs = await writer.do(self._insert_keyed, (new, tick), patience=ENQUEUE_PATIENCE, advice=ENQUEUE_ADVICE)
         elif new:
             jobs = await writer.do(
-                self._insert_plain, new, single=True, patience=ENQUEUE_PATIENCE, advice=ENQUEUE_ADVICE
+                self._insert_plain, new, single=len(new) <= MAX_ROWS, patience=ENQUEUE_PATIENCE, advice=ENQUEUE_ADVICE
             )
         else:
             jobs = []

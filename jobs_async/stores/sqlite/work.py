@@ -14,12 +14,12 @@ from jobs_async.core.options import NewJob, UniqueStrategy
 from jobs_async.core.store import Beat, Clock, JobQuery, Node, Tick
 from jobs_async.stores import rows
 from jobs_async.stores.sql import statements
+from jobs_async.stores.sqlite.writer import MAX_ROWS, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobs_async.core.lifecycle import Transition
-    from jobs_async.stores.sqlite.writer import Session
 
 SQL = statements("jobs_async.stores.sqlite")
 
@@ -31,10 +31,11 @@ DEAD_NODES_KEPT = timedelta(days=1)
 
 
 async def insert_plain(session: Session, new: Sequence[NewJob], now: datetime) -> list[Job[Any]]:
-    """Insert jobs that carry no key: one statement, however many."""
+    """Insert jobs that carry no key."""
+    if not new:
+        return []
     jobs = [lifecycle.born(item, 0, now) for item in new]
-    batch = rows.dumps([rows.to_row(job) for job in jobs])
-    ids = sorted(row[0] for row in await session.rows(SQL["insert"], {"rows": batch}))
+    ids = sorted(row[0] for row in await session.batch(SQL["insert"], [rows.to_row(job) for job in jobs]))
     return [replace(job, id=job_id) for job, job_id in zip(jobs, ids, strict=True)]
 
 
@@ -143,7 +144,11 @@ async def apply_steps(session: Session, steps: Sequence[Transition], now: dateti
 
 def is_single(steps: Sequence[Transition]) -> bool:
     """Is applying these one statement?"""
-    return len(_cuts(steps)) == 1 and not any(step.job.unique_key and step.job.state in FINAL for step in steps)
+    return (
+        len(steps) <= MAX_ROWS
+        and len(_cuts(steps)) == 1
+        and not any(step.job.unique_key and step.job.state in FINAL for step in steps)
+    )
 
 
 def _cuts(steps: Sequence[Transition]) -> list[int]:
@@ -166,7 +171,7 @@ async def _apply_distinct(session: Session, steps: Sequence[Transition], now: da
 
 
 async def _write_steps(session: Session, changes: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
-    return await session.rows(SQL["apply"], {"steps": rows.dumps(changes)})
+    return await session.batch(SQL["apply"], changes)
 
 
 def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:

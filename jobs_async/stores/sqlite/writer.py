@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs_async.clock import stopwatch
 from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError
+from jobs_async.stores.sql import with_rows
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -29,6 +30,8 @@ BUSY_WAIT = 0.25
 PATIENCE = 10.0
 """Seconds a piece of work waits for a foreign lock before its caller is told."""
 MAX_GROUP = 200
+MAX_ROWS = 512
+"""Rows of a batch in one statement."""
 
 _FAILURES = (sqlite3.Error, OSError, ValueError, OverflowError, JobsError)
 
@@ -39,9 +42,23 @@ class Session:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
-    async def rows(self, sql: str, params: dict[str, Any] | None = None) -> list[Row]:
+    async def rows(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """Run one statement to its end, in one visit to the connection's thread."""
-        return cast("list[Row]", await self._connection.execute_fetchall(sql, params or {}))
+        return cast("list[Row]", await self._connection.execute_fetchall(sql, params))
+
+    async def batch(self, sql: str, batch: Sequence[tuple[Any, ...]]) -> list[Row]:
+        """Run a statement that takes a batch at `:rows`; few shapes of it, so that SQLite prepares it seldom.
+
+        A batch is filled up with rows of nulls to a power of two, which the statements leave out.
+        """
+        rows: list[Row] = []
+        width = len(batch[0])
+        for start in range(0, len(batch), MAX_ROWS):
+            part = batch[start : start + MAX_ROWS]
+            count = 1 << (len(part) - 1).bit_length()
+            params = [value for row in part for value in row] + [None] * (width * (count - len(part)))
+            rows += await self.rows(with_rows(sql, count, width), params)
+        return rows
 
 
 Work = Callable[[Session, list[Item]], Awaitable[list[Answer]]]
@@ -136,7 +153,7 @@ class Writer:
         works: dict[Work[Any, Any], list[_Piece]] = {}
         for piece in group:
             works.setdefault(piece.work, []).append(piece)
-        if len(works) == 1 and group[0].single:
+        if len(group) == 1 and group[0].single:
             return await self._serve(works)
         await self._session.rows("BEGIN IMMEDIATE")
         try:

@@ -1,0 +1,67 @@
+"""An event loop whose time passes only while everybody waits: hours of a scenario in milliseconds, always the same.
+
+For the memory store alone: threads and sockets do not know that time flies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Where a real loop would sleep until the next timer, this one sets its clock to it."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        super().__init__(_Leap(self))
+
+    def time(self) -> float:
+        return self._now
+
+    def leap(self, seconds: float | None) -> None:
+        """Let time pass.
+
+        Raises:
+            RuntimeError: nothing will ever happen again, so waiting on would be for ever.
+        """
+        if seconds is None:
+            raise RuntimeError("every task waits for another, and no timer is set: a deadlock")
+        self._now += max(0.0, seconds)
+
+
+class _Leap(selectors.SelectSelector):
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready and timeout != 0:
+            self._loop.leap(timeout)
+        return ready
+
+
+class LoopClock:
+    """The wall clock and the uptime of the running loop, for a store and a Supervisor on a VirtualTimeLoop."""
+
+    def now(self) -> datetime:
+        return BEGINNING + timedelta(seconds=asyncio.get_running_loop().time())
+
+    def uptime(self) -> tuple[str, float]:
+        return "virtual", asyncio.get_running_loop().time()
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, on a VirtualTimeLoop."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)

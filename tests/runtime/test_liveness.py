@@ -1,0 +1,248 @@
+"""Nodes die, stores go away, claims are lost: no job is, and none is settled by somebody who no longer holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from jobs_async import (
+    JobDiscarded,
+    JobRescued,
+    JobStarted,
+    JobState,
+    MemoryStore,
+    StaleSettlement,
+    StoreBusy,
+    current_context,
+)
+from jobs_async.core.options import NewJob
+from jobs_async.core.store import Beat, Fetched, Node
+from tests.runtime.support import World, now, virtual
+
+
+async def abandoned(world: World, node: str, **options: Any) -> int:
+    """A job claimed by a node that will never beat again."""
+    (job,) = await world.store.insert([NewJob("work", "{}", **options)])
+    await world.store.beat(Node(id=node), 30, join=True)
+    fetched = await world.store.fetch("default", 1, node=node)
+    assert [claimed.id for claimed in fetched.jobs] == [job.id]
+    return job.id
+
+
+@virtual
+async def test_the_job_of_a_dead_node_runs_again_within_45_seconds(world: World) -> None:
+    job_id = await abandoned(world, "dead")
+    async with world.supervisor() as jobs:
+
+        @jobs.worker
+        async def work() -> int:
+            return current_context().attempt
+
+        ended = await jobs.wait(job_id)
+        assert now() <= 45
+        assert (ended.result, ended.rescues) == (2, 1)
+        rescued = await world.seen.wait(JobRescued)
+        assert rescued.job.state is JobState.available, "at once the first time"
+        assert (rescued.job.last_error.error, rescued.job.last_error.node) == ("rescued: node lost", "dead")
+
+
+@virtual
+async def test_a_live_node_keeps_its_jobs_however_long_they_run(world: World) -> None:
+    async with world.supervisor(), world.supervisor() as jobs:
+        runs = 0
+
+        @jobs.worker(timeout_seconds=None)
+        async def long() -> None:
+            nonlocal runs
+            runs += 1
+            await asyncio.sleep(10_000)
+
+        await asyncio.sleep(10)  # the node has told which workers it has
+        job = await long.on(jobs).enqueue()
+        await jobs.wait(job)
+        assert runs == 1
+
+
+@virtual
+async def test_a_worker_only_another_node_has_is_left_to_it(world: World) -> None:
+    async with world.supervisor() as old:
+        async with world.supervisor(queues={"default": 1}) as new:
+
+            @new.worker
+            async def introduced() -> str:
+                return "by the new release"
+
+            await asyncio.sleep(10)
+            stored = [await old.enqueue("introduced", {}) for _ in range(10)]
+            assert {(await new.wait(job)).result for job in stored} == {"by the new release"}
+            assert {job.attempt for job in await new.find()} == {1}
+        orphan = await old.enqueue("introduced", {})
+        assert (await old.wait(orphan)).state is JobState.discarded
+
+
+@virtual
+async def test_a_job_that_kills_its_nodes_is_discarded_in_the_end(world: World) -> None:
+    async with world.supervisor(max_rescues=2):
+        job_id = await abandoned(world, "dead-0")
+        for deaths in (1, 2):
+            event = await world.seen.wait(JobRescued, count=deaths)
+            assert event.job.state is (JobState.available if deaths == 1 else JobState.retryable)
+            async with asyncio.timeout(500):
+                await world.store.beat(Node(id=f"dead-{deaths}"), 30, join=True)
+                while not (await world.store.fetch("default", 1, node=f"dead-{deaths}")).jobs:
+                    await asyncio.sleep(0.001)
+                    await world.store.beat(Node(id=f"dead-{deaths}"), 30)
+                    discarded = world.seen.of(JobDiscarded)
+                    if discarded:  # the supervisor here knows no such worker
+                        assert discarded[0].job.id == job_id
+                        return
+        assert (await world.seen.wait(JobDiscarded)).job.rescues == 3
+
+
+@virtual
+async def test_no_attempt_is_left_to_rescue_for(world: World) -> None:
+    job_id = await abandoned(world, "dead", max_attempts=1)
+    async with world.supervisor():
+        event = await world.seen.wait(JobDiscarded)
+        assert (event.job.id, event.error_msg) == (job_id, "rescued: node lost")
+
+
+class Moody(MemoryStore):
+    """A store that can be told to fail, before or after doing what it was asked."""
+
+    away = False
+    lossy = 0
+    """How many of the next settlements are written and then answered with an error."""
+
+    async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
+        self._refuse()
+        return await super().fetch(queue, limit, node=node)
+
+    async def apply(self, steps: Any) -> Any:
+        self._refuse()
+        answer = await super().apply(steps)
+        if self.lossy:
+            self.lossy -= 1
+            raise StoreBusy("the answer got lost")
+        return answer
+
+    async def beat(self, node: Node, ttl: float, *, join: bool = False) -> Beat:
+        self._refuse()
+        return await super().beat(node, ttl, join=join)
+
+    def _refuse(self) -> None:
+        if self.away:
+            raise StoreBusy("away")
+
+
+@virtual
+async def test_a_store_that_is_away_for_a_while_loses_nothing(world: World) -> None:
+    store = Moody(clock=world.clock)
+    async with world.supervisor(store, queues={"default": 5}) as jobs:
+
+        @jobs.worker
+        async def work(n: int) -> int:
+            await asyncio.sleep(1)
+            return n
+
+        stored = await jobs.enqueue_many([work.draft(n) for n in range(20)])
+        await world.seen.wait(JobStarted)
+        store.away = True
+        await asyncio.sleep(15)
+        store.away = False
+        assert [await jobs.result(job) for job in stored] == list(range(20))
+        assert all(not job.rescues and job.attempt == 1 for job in await jobs.find())
+
+
+@virtual
+async def test_a_settlement_whose_answer_got_lost_counts_once(world: World) -> None:
+    store = Moody(clock=world.clock)
+    async with world.supervisor(store) as jobs:
+
+        @jobs.worker
+        async def work() -> str:
+            store.lossy = 1
+            return "done"
+
+        job = await work.enqueue()
+        assert await jobs.result(job) == "done"
+        await world.seen.wait(StaleSettlement, job)
+        assert (await jobs.get(job.id)).attempt == 1
+
+
+@virtual
+async def test_a_node_that_lost_its_lease_cancels_its_handlers_and_goes_on_under_a_new_id(world: World) -> None:
+    store = Moody(clock=world.clock)
+    nodes: list[str | None] = []
+    async with world.supervisor(store) as jobs:
+
+        @jobs.worker(timeout_seconds=None)
+        async def work() -> None:
+            nodes.append(current_context().job.node)
+            if len(nodes) == 1:
+                await asyncio.sleep(1000)
+
+        job = await work.enqueue()
+        await world.seen.wait(JobStarted)
+        store.away = True
+        await asyncio.sleep(40)
+        store.away = False
+        ended = await jobs.wait(job)
+        assert now() < 120
+        assert len(nodes) == 2
+        assert nodes[0] != nodes[1] == ended.node
+        alive = [node for node in await store.nodes() if node.alive]
+        assert [node.id for node in alive] == [nodes[1]]
+
+
+@virtual
+async def test_a_stale_settlement_changes_nothing(world: World) -> None:
+    async with world.supervisor() as jobs:
+        go = asyncio.Event()
+
+        @jobs.worker
+        async def work() -> str:
+            await go.wait()
+            return "late"
+
+        job = await work.enqueue()
+        await world.seen.wait(JobStarted)
+        assert await world.store.rescue_stuck(0) == 0, "strictly longer"
+        await asyncio.sleep(1)
+        await jobs.pause_queue("default")
+        assert await world.store.rescue_stuck(0.5) == 1
+        go.set()
+        await world.seen.wait(StaleSettlement, job)
+        row = await jobs.get(job.id)
+        assert (row.state, row.result) == (JobState.available, None)
+
+
+@virtual
+async def test_a_job_deleted_while_it_ran_is_let_go(world: World) -> None:
+    async with world.supervisor(queues={"default": 1}) as jobs:
+
+        @jobs.worker
+        async def work() -> None:
+            await asyncio.sleep(1)
+
+        job = await work.enqueue()
+        await world.seen.wait(JobStarted)
+        world.store._forget(job.id)
+        await world.seen.wait(StaleSettlement, job)
+        await jobs.wait(await work.enqueue())
+
+
+@virtual
+async def test_a_clean_stop_leaves_no_live_node(world: World) -> None:
+    async with world.supervisor():
+        assert [node.alive for node in await world.store.nodes()] == [True]
+    assert [node.alive for node in await world.store.nodes()] == [False]
+
+
+def test_a_lease_must_outlast_four_heartbeats() -> None:
+    from jobs_async import OptionError, Supervisor
+
+    with pytest.raises(OptionError, match="4 heartbeats"):
+        Supervisor(lease=10, heartbeat=3)
