@@ -122,6 +122,11 @@ class Engine:
             await self._heed_limits()
         self._task = asyncio.get_running_loop().create_task(self._live(), name="jobs_async engine")
 
+    @property
+    def is_alive(self) -> bool:
+        """Started, and not ended."""
+        return self._task is not None and not self._task.done()
+
     def ask_to_stop(self) -> None:
         """Begin the stop sequence; asking twice is asking once."""
         self._stop_asked.set()

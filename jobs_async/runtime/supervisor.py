@@ -148,8 +148,8 @@ class Supervisor(Operator):
 
     @property
     def is_running(self) -> bool:
-        """Between the end of a start and the beginning of a stop."""
-        return self._engine is not None
+        """From the end of a start to the end of the stop that follows."""
+        return self._engine is not None and self._engine.is_alive
 
     @property
     def is_stopped(self) -> bool:
@@ -164,7 +164,7 @@ class Supervisor(Operator):
             WorkerError: a worker's annotations cannot be resolved or stored.
         """
         async with self._starting:
-            if self._engine is not None:
+            if self.is_running:
                 return
             for worker in self._workers.values():
                 binding.attach(worker, self)

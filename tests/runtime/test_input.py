@@ -207,7 +207,7 @@ def test_workers_are_refused_twice_and_if_they_are_none() -> None:
 
 def test_what_a_custom_store_lacks_is_named() -> None:
     class Half(MemoryStore):
-        def tally(self) -> Any:  # type: ignore[override]
+        def tally(self) -> Any:
             return {}
 
         purge = None  # type: ignore[assignment]

@@ -30,7 +30,8 @@ PAUSED = QueuePaused("q", at=BEGINNING)
 
 
 async def test_handlers_are_awaited_in_attach_order_one_event_at_a_time() -> None:
-    telemetry, heard = Telemetry(), []
+    telemetry = Telemetry()
+    heard: list[Any] = []
 
     async def slow(event: Event) -> None:
         heard.append(("slow", event))
@@ -52,7 +53,8 @@ async def test_handlers_are_awaited_in_attach_order_one_event_at_a_time() -> Non
 async def test_a_handler_that_raises_is_logged_and_the_next_is_called(
     error: type[BaseException], is_async: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    telemetry, heard = Telemetry(), []
+    telemetry = Telemetry()
+    heard: list[Any] = []
 
     def broken(event: Event) -> None:
         raise error
@@ -122,7 +124,8 @@ async def test_emit_and_attach_inside_a_handler_raise_instead_of_hanging() -> No
 
 
 def test_attach_works_from_any_thread_and_in_another_loop() -> None:
-    telemetry, heard = Telemetry(max_handlers=None), []
+    telemetry = Telemetry(max_handlers=None)
+    heard: list[Any] = []
     threads = [threading.Thread(target=telemetry.attach, args=(heard.append,)) for _ in range(20)]
     for thread in threads:
         thread.start()
@@ -222,7 +225,7 @@ def test_logs_show_no_arguments_and_no_keys(caplog: pytest.LogCaptureFixture) ->
 async def test_where_nobody_listens_no_event_is_made(world: World) -> None:
     made = 0
 
-    def count(cls: type[Event]) -> Any:
+    def count() -> Any:
         def init(*args: object, **kwargs: object) -> None:
             nonlocal made
             made += 1
@@ -237,8 +240,8 @@ async def test_where_nobody_listens_no_event_is_made(world: World) -> None:
     try:
         for module in ("jobs_async.runtime.operator", "jobs_async.runtime.queue_runner"):
             for kind in patched:
-                monkey.setattr(f"{module}.{kind.__name__}", count(kind), raising=False)
-        monkey.setattr("jobs_async.runtime.settler.outcome_event", count(Event))
+                monkey.setattr(f"{module}.{kind.__name__}", count(), raising=False)
+        monkey.setattr("jobs_async.runtime.settler.outcome_event", count())
         async with jobs:
 
             @jobs.worker
