@@ -6,7 +6,6 @@ String keys, finite numbers, integers of 64 bits, no NUL, at most 64 levels deep
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -22,7 +21,8 @@ INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
 _encoder = msgspec.json.Encoder()
 _loads = msgspec.json.Decoder().decode
-_LONG_NUMBER = re.compile(rb"\d{19}")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 
 
 def loads(text: str | bytes) -> Any:
@@ -46,6 +46,8 @@ def encode(value: object, what: str, enc_hook: Any = None) -> bytes:
         if enc_hook is None:
             return _encoder.encode(value)
         return msgspec.json.encode(value, enc_hook=enc_hook)
+    except ArgsError:  # from the hook
+        raise
     except (TypeError, ValueError, OverflowError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         reason = "holds text that is not valid Unicode" if isinstance(error, UnicodeError) else _plain(error)
         raise ArgsError(f"{what} cannot be stored as JSON: {reason}") from None
@@ -58,12 +60,14 @@ def finish(data: bytes, value: object, what: str, *, walked: bool = False) -> st
     """
     if len(data) > MAX_BYTES:
         raise ArgsError(f"{what} must be at most {MAX_BYTES:,} bytes of JSON, not {len(data):,}; store a reference")
+    text = data.decode()
     if not walked:
-        if b"null" in data:
+        if "null" in text:
             _refuse_nan(value, what)
-        if data.count(b"[") + data.count(b"{") > MAX_DEPTH or b"\\u0000" in data or _LONG_NUMBER.search(data):
+        deep = text.count("[") + text.count("{") > MAX_DEPTH
+        if deep or "\\u0000" in text or data.translate(_DIGITS_TO_ZERO).find(_LONG_NUMBER) >= 0:
             _walk(_loads(data), what)
-    return data.decode()
+    return text
 
 
 def _walk(value: object, what: str) -> None:

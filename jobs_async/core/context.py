@@ -35,7 +35,8 @@ class JobContext(Protocol):
 
     @property
     def cancelled(self) -> CancelFlag:
-        """Set on a stop, a cancellation, a timeout and a lost lease, some seconds before the task is cancelled."""
+        """Set on a user's cancellation, 5 seconds before the task is cancelled; on a stop, a timeout or a lost lease
+        together with that, for handlers in threads and for what runs in `finally`."""
         ...
 
     @property

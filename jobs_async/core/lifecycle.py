@@ -215,7 +215,10 @@ def advance(row: Job[Any], step: Transition, now: datetime) -> Job[Any]:
     A move that does not start in `executing` raises `claim`: so a pair of state and claim never comes back, and a
     fence that holds means that nothing but a patch has happened in between.
     """
-    patch, changes = step.patch, {}
+    patch = step.patch
+    changes: dict[str, Any] = (
+        {} if row.replaces is None and not row.duplicate else {"replaces": None, "duplicate": False}
+    )
     for field in ("progress", "cancel_requested", "args_json", "priority"):
         value = getattr(patch, field)
         if value is not UNSET:

@@ -211,7 +211,7 @@ class Draft(Generic[R_co]):
         OptionError, ArgsError: the name is no name, or the arguments are not JSON any reader can load.
     """
 
-    __slots__ = ("args_json", "opts", "worker")
+    __slots__ = ("args_json", "is_checked", "opts", "worker")
 
     def __init__(self, worker: str, args: object = None, opts: JobOpts = NO_OPTIONS) -> None:
         self.worker = limits.name(worker, "worker")
@@ -219,12 +219,13 @@ class Draft(Generic[R_co]):
         if not isinstance(opts, JobOpts):
             raise OptionError(f"opts must be JobOpts, not {limits.type_name(opts)}")
         self.opts = opts
+        self.is_checked = False
 
     @classmethod
     def packed(cls, worker: str, args_json: str, opts: JobOpts = NO_OPTIONS) -> Draft[R_co]:
         """A draft whose name and arguments were checked already: what a typed worker makes."""
         draft = cls.__new__(cls)
-        draft.worker, draft.args_json, draft.opts = worker, args_json, opts
+        draft.worker, draft.args_json, draft.opts, draft.is_checked = worker, args_json, opts, True
         return draft
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 A store never decides. It inserts records, hands out due ones under a fence, applies transitions that were decided
 elsewhere, and answers questions. Many is the primitive; one is a batch of one. Durations travel down, instants are
-stamped by the store. `docs/guides/custom-store.md` shows how to write one; `jobs_async.testing.conformance` proves it.
+stamped by the store. `jobs_async.testing.conformance` proves that a store of your own keeps the promises made here.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class JobQuery(Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Store(Protocol):
-    """Ten primitives to implement; the source's eleven verbs come with inheritance (zzz_jobs: queues-and-stores).
+    """Eleven primitives to implement; the source's eleven verbs come with inheritance (zzz_jobs: queues-and-stores).
 
     Every method may be called from many tasks of one event loop. A call that raises wrote nothing.
     """
@@ -122,9 +122,9 @@ class Store(Protocol):
     async def insert(self, new: Sequence[NewJob], *, tick: Tick | None = None) -> list[Job[Any]]:
         """Store all or none, in order, ids ascending; stamp `inserted_at` now and the state `born` chooses.
 
-        A live job of the same `unique_key`, or a job in any state of the same worker and `idempotency_key`, is
-        met as the strategy says, also within the batch; a job returned instead of a new one has `duplicate=True`.
-        A `tick` is spent in the same transaction: where it was spent before, nothing is inserted and [] returned.
+        A job in any state of the same worker and `idempotency_key` is returned instead, `duplicate=True`. Otherwise
+        a live job of the same `unique_key` is met as the strategy says, also within the batch. A `tick` is spent in
+        the same transaction: where it was spent before (remembered for 7 days), nothing is inserted and [] returned.
 
         Raises:
             UniqueConflict: UniqueStrategy.REJECT met a live job.
@@ -143,7 +143,8 @@ class Store(Protocol):
     async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
         """Apply each transition whose fence holds (`lifecycle.fits`); None in its place where it does not.
 
-        One step never fails its neighbours. The records returned are as `lifecycle.advance` computes them.
+        Steps are applied one after the other, so a second step for a job may build on the first; one step never
+        fails its neighbours. The records returned are as `lifecycle.advance` computes them.
 
         Raises:
             UniqueConflict: a finished job was to live again while another live job holds its key; nothing is applied.
@@ -177,8 +178,8 @@ class Store(Protocol):
     async def beat(self, node: Node, ttl: float, *, join: bool = False) -> Beat:
         """A node's sign of life: its lease holds for `ttl` seconds from now; 0 gives it up.
 
-        `join` creates the lease. Without it a lease that has run out stays out (`alive=False`), whatever the delay:
-        a node declared dead never comes back under its id, so its jobs can be handed on safely.
+        `join` creates the lease. A lease that has run out stays out (`alive=False`), whatever the delay: a node
+        declared dead never comes back under its id, so its jobs can be handed on safely.
         """
         ...
 

@@ -144,7 +144,7 @@ class Enqueuer(Generic[P, C_co]):
             UniqueConflict, StoreFull, StoreBusy: as the Supervisor's `enqueue`.
         """
         draft = self._packed(args, kwargs)
-        host = self._host or binding.resolve(self._worker)
+        host = binding.resolve(self._worker) if self._host is None else self._host
         return await host.enqueue(draft, connection=self._connection)
 
     @overload
@@ -209,7 +209,7 @@ class _TypedWorker(Enqueuer[P, C_co], WorkerDef):
             inspect.markcoroutinefunction(self)
 
     def __set_name__(self, owner: type, name: str) -> None:
-        if layers(self._handler)[-1].__qualname__ == f"{owner.__qualname__}.{name}":
+        if getattr(layers(self._handler)[-1], "__qualname__", "") == f"{owner.__qualname__}.{name}":
             raise WorkerError(
                 f"{owner.__qualname__}.{name} is a method, and a job has no self; "
                 "put @staticmethod above @worker, or use worker(instance.method)"
@@ -237,7 +237,7 @@ class _TypedWorker(Enqueuer[P, C_co], WorkerDef):
 class Worker(_TypedWorker[P, C_co]):
     """A function that can be enqueued, and called as before."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C_co:
         return cast("C_co", self._handler(*args, **kwargs))
 
 
@@ -271,8 +271,8 @@ def worker(*, context: Literal[True], **options: Unpack[WorkerOptions]) -> Decor
 def worker(fn: Callable[..., Any] | None = None, /, *, context: bool = False, **options: Any) -> Any:
     """Turn a function into a worker, to be passed in `Supervisor(workers=[...])`; bare or with options.
 
-    Its parameters and result must be types with a JSON form; they are checked when the worker is attached, arguments
-    at each enqueue. `context=True` passes the JobContext as first parameter.
+    Its parameters must be of types with a JSON form: they are checked when the worker is attached, arguments at each
+    enqueue. `context=True` passes the JobContext as first parameter.
 
     Raises:
         WorkerError: the function cannot be a worker: a class, a generator, a lambda without `name=`.

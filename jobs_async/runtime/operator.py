@@ -81,7 +81,7 @@ class Operator:
         keywords winning; or a Draft. A name that no worker here bears is accepted, unless `strict`.
 
         Raises:
-            OptionError, ArgsError: what was given cannot be stored.
+            OptionError, ArgsError: what was given cannot be stored, or does not fit a worker that is registered here.
             WorkerNotFound: `strict`, and no worker of this name is registered.
             UniqueConflict: UniqueStrategy.REJECT met a live job.
             StoreFull, StoreBusy: there is no room, or no access.
@@ -119,7 +119,11 @@ class Operator:
         worker = self._workers.get(draft.worker)
         if worker is None and self._strict:
             raise WorkerNotFound(f"no worker {draft.worker!r} is registered with this Supervisor, which is strict")
-        opts = draft.opts if worker is None else draft.opts.over(worker.opts)
+        opts = draft.opts
+        if worker is not None:
+            opts = opts.over(worker.opts)
+            if not draft.is_checked:
+                worker.check(draft.args_json)
         context = current.get(None)
         if context is not None and opts.correlation_id is None and context.correlation_id is not None:
             opts = opts.over(JobOpts(correlation_id=context.correlation_id))
@@ -187,6 +191,7 @@ class Operator:
         Raises:
             JobNotFound: it is not in the store, or was deleted meanwhile.
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
+            StoreClosed: this Supervisor was stopped meanwhile.
         """
         await self._ensure_open()
         seconds = None if timeout is None else limits.seconds(timeout, "timeout")

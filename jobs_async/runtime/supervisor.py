@@ -21,6 +21,7 @@ from jobs_async.core.workers import (
 )
 from jobs_async.runtime.engine import Engine, Settings, ShutdownReport
 from jobs_async.runtime.operator import Operator
+from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
     from random import Random
@@ -219,16 +220,7 @@ class Supervisor(Operator):
 
     async def __aexit__(self, *_exc: object) -> None:
         """Stop, to the end, even where the caller is cancelled again and again while it waits."""
-        stopping = asyncio.get_running_loop().create_task(self.stop(), name="jobs_async stop")
-        cancelled: asyncio.CancelledError | None = None
-        while not stopping.done():
-            try:
-                await asyncio.wait({stopping})
-            except asyncio.CancelledError as error:
-                cancelled = error
-        stopping.result()
-        if cancelled is not None:
-            raise cancelled
+        await to_the_end(self.stop())
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncGenerator[None]:

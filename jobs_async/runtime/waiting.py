@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from jobs_async.core.errors import JobNotFound
+from jobs_async.core.errors import JobNotFound, StoreClosed
 from jobs_async.core.job import FINAL, Job
 from jobs_async.core.store import MAX_PAGE, JobQuery, Store
 
@@ -22,6 +22,7 @@ class Waiters:
         self._store = store
         self._waiting: dict[int, set[asyncio.Future[Job[Any]]]] = {}
         self._poller: asyncio.Task[None] | None = None
+        self._pause = FIRST_PAUSE
 
     async def wait(self, job_id: int, timeout: float | None) -> Job[Any]:
         """The job's record once it has ended.
@@ -29,13 +30,16 @@ class Waiters:
         Raises:
             JobNotFound: it is not, or no longer, in the store.
             TimeoutError: it has not ended in time.
+            StoreClosed: the Supervisor was stopped meanwhile.
         """
         future: asyncio.Future[Job[Any]] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
-        if self._poller is None or self._poller.done():
-            self._poller = asyncio.get_running_loop().create_task(self._poll(), name="jobs_async waiting")
+        self._pause = FIRST_PAUSE
         try:
             async with asyncio.timeout(timeout):
+                await self._look([job_id])
+                if self._poller is None or self._poller.done():
+                    self._poller = asyncio.get_running_loop().create_task(self._poll(), name="jobs_async waiting")
                 return await future
         finally:
             futures = self._waiting.get(job_id, set())
@@ -49,12 +53,11 @@ class Waiters:
             self._answer(job.id, job)
 
     def close(self) -> None:
-        """Ask no more; who still waits is cancelled."""
+        """Ask no more; who still waits is told."""
         if self._poller is not None:
             self._poller.cancel()
-        for futures in self._waiting.values():
-            for future in futures:
-                future.cancel()
+        for job_id in list(self._waiting):
+            self._answer(job_id, StoreClosed(f"the Supervisor was stopped before job {job_id} ended"))
 
     def _answer(self, job_id: int, answer: Job[Any] | Exception) -> None:
         for future in self._waiting.pop(job_id, set()):
@@ -66,17 +69,15 @@ class Waiters:
                 future.set_result(answer)
 
     async def _poll(self) -> None:
-        pause = FIRST_PAUSE
         while self._waiting:
+            await asyncio.sleep(self._pause)
+            self._pause = min(self._pause * 1.5, MAX_PAUSE)
             try:
-                await self._look()
+                await self._look(list(self._waiting))
             except Exception as error:
                 logger.warning("the store does not say how awaited jobs are (%s); asking again", error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, MAX_PAUSE)
 
-    async def _look(self) -> None:
-        wanted = list(self._waiting)
+    async def _look(self, wanted: list[int]) -> None:
         for start in range(0, len(wanted), MAX_PAGE):
             ids = wanted[start : start + MAX_PAGE]
             found = {job.id: job for job in await self._store.select(JobQuery(ids=ids, limit=MAX_PAGE))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
 from datetime import datetime, timedelta
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from jobs_async.clock import SystemClock
 from jobs_async.core import lifecycle, limits
 from jobs_async.core.errors import StoreFull, UniqueConflict
-from jobs_async.core.job import DEFERRED, FINAL, LIVE, Job, JobState
+from jobs_async.core.job import DEFERRED, FINAL, LIVE, WAITING, Job, JobState
 from jobs_async.core.options import NewJob, UniqueStrategy
 from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TICKS_KEPT = timedelta(days=7)
 DEAD_NODES_KEPT = 86_400.0
+SLACK = 1000
+"""Stale entries a heap may hold before it is swept."""
 
 
 class MemoryStore(Store):
@@ -143,7 +145,7 @@ class MemoryStore(Store):
 
     def _refuse_second_life(self, steps: Sequence[Transition]) -> None:
         """Two live jobs of one unique key must not come to be by running a finished one again."""
-        taken: set[str] = set()
+        taken: dict[str, int] = {}
         for step in steps:
             key = step.job.unique_key
             if key is None or step.job.state not in FINAL or step.target in FINAL:
@@ -151,10 +153,9 @@ class MemoryStore(Store):
             row = self._jobs.get(step.job.id)
             if row is None or not lifecycle.fits(row, step.job):
                 continue
-            holder = self._unique.get(key)
-            if holder is not None or key in taken:
-                raise UniqueConflict(self._jobs[step.job.id if holder is None else holder])
-            taken.add(key)
+            holder = self._unique.get(key, taken.setdefault(key, row.id))
+            if holder != row.id:
+                raise UniqueConflict(self._jobs[holder])
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         now = self._clock.now()
@@ -211,7 +212,7 @@ class MemoryStore(Store):
 
     async def beat(self, node: Node, ttl: float, *, join: bool = False) -> Beat:
         now, (boot, uptime) = self._clock.now(), self._clock.uptime()
-        if not join and not self._is_alive(node.id):
+        if (node.id in self._leases or not join) and not self._is_alive(node.id):
             return Beat(False, now)
         started = now if join else self._leases[node.id][0].started_at
         if join:
@@ -234,31 +235,52 @@ class MemoryStore(Store):
     def _keep(self, job: Job[Any]) -> None:
         """Make a record the stored one, and every index agree with it."""
         before = self._jobs.get(job.id)
-        was_live = before is not None and before.state in LIVE
-        state = job.state
         self._jobs[job.id] = job
-        if state is JobState.executing:
-            self._executing[job.id] = None
-        elif before is not None and before.state is JobState.executing:
+        if before is not None and before.state is JobState.executing and job.state is not JobState.executing:
             del self._executing[job.id]
-        if state is JobState.available:
-            heappush(self._ready[job.queue], (job.priority, job.id))
-        elif state in DEFERRED:
-            heappush(self._waiting[job.queue], (job.scheduled_at, job.id))
-        live = state in LIVE
-        if live is not was_live:
-            self._live += 1 if live else -1
-            if live:
-                self._finished.pop(job.id, None)
-            else:
-                self._finished[job.id] = None
-            if job.unique_key is not None:
-                if live:
-                    self._unique[job.unique_key] = job.id
-                else:
-                    del self._unique[job.unique_key]
+        if job.state is JobState.executing:
+            self._executing[job.id] = None
+        elif job.state in WAITING:
+            self._line_up(job)
+        live = job.state in LIVE
+        if live is not (before is not None and before.state in LIVE):
+            self._change_sides(job, live)
         if before is None and job.idempotency_key is not None:
             self._idempotent[job.worker, job.idempotency_key] = job.id
+
+    def _line_up(self, job: Job[Any]) -> None:
+        """Put a waiting job where it will be found in its order, or at its time."""
+        if job.state is JobState.available:
+            ready = self._ready[job.queue]
+            heappush(ready, (job.priority, job.id))
+            size = len(ready)
+        else:
+            waiting = self._waiting[job.queue]
+            heappush(waiting, (job.scheduled_at, job.id))
+            size = len(waiting)
+        if size > 2 * len(self._jobs) + SLACK:
+            self._sweep(job.queue)
+
+    def _change_sides(self, job: Job[Any], live: bool) -> None:
+        """A job has come to life, or to its end."""
+        self._live += 1 if live else -1
+        if live:
+            self._finished.pop(job.id, None)
+        else:
+            self._finished[job.id] = None
+        if job.unique_key is not None:
+            if live:
+                self._unique[job.unique_key] = job.id
+            else:
+                del self._unique[job.unique_key]
+
+    def _sweep(self, queue: str) -> None:
+        """Drop the entries of jobs that have moved on; usually they go when they reach the top."""
+        mine = [job for job in self._jobs.values() if job.queue == queue]
+        self._ready[queue] = [(job.priority, job.id) for job in mine if job.state is JobState.available]
+        self._waiting[queue] = [(job.scheduled_at, job.id) for job in mine if job.state in DEFERRED]
+        heapify(self._ready[queue])
+        heapify(self._waiting[queue])
 
     def _forget(self, job_id: int) -> None:
         job = self._jobs.pop(job_id)

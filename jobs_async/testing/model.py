@@ -11,12 +11,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import chain, count
+from itertools import chain, count, product
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, initialize, invariant, multiple, rule
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from jobs_async.core.errors import IllegalTransition, UniqueConflict
 from jobs_async.core.job import DEFERRED, FINAL, LIVE, Job, JobState, Progress
@@ -51,6 +51,7 @@ T = TypeVar("T")
 Rows = dict[int, Job[Any]]
 Step = Callable[[Job[Any]], Transition]
 
+_PAGE = 8
 LOST = "rescued: node lost"
 ORPHANS = JobQuery(orphaned=True)
 
@@ -209,9 +210,23 @@ def _id(job: Job[Any]) -> int:
     return job.id
 
 
+def _plain(records: Sequence[NewJob | Job[Any]]) -> list[dict[str, Any]]:
+    """Records with the keys and arguments that their `repr` hides."""
+    return [asdict(record) for record in records]
+
+
 def _holder(jobs: Rows, key: str | None) -> Job[Any] | None:
     held = (job for job in jobs.values() if key is not None and job.unique_key == key and job.state in LIVE)
     return next(held, None)
+
+
+def _one_of_each(**fields: Sequence[object]) -> st.SearchStrategy[dict[str, Any]]:
+    """Fields with any combination of these values, in a single draw."""
+    return st.sampled_from([dict(zip(fields, values, strict=True)) for values in product(*fields.values())])
+
+
+def _new(place: dict[str, Any], keys: dict[str, Any], times: dict[str, Any]) -> NewJob:
+    return NewJob(args_json="{}", **place, **keys, **times)
 
 
 def _ends(outcome: Outcome) -> Step:
@@ -247,21 +262,19 @@ _WISHES: dict[str, Step] = {
     "tell progress": _patches(progress=Progress(0.5, "half")),
     "edit": _patches(args_json='{"edited":true}', priority=2),
 }
-_NOTHING: tuple[None, ...] = (None, None)
-_KEYS = st.sampled_from([*_NOTHING, "k", "l"])
 _QUEUES = st.sampled_from(["a", "b"])
+_KEYS = [None, None, "k", "l"]
 _NEW = st.builds(
-    NewJob,
-    worker=st.sampled_from(["x", "y"]),
-    args_json=st.just("{}"),
-    queue=_QUEUES,
-    priority=st.integers(-1, 1),
-    max_attempts=st.sampled_from([20, 2, 1]),
-    delay=st.sampled_from([*_NOTHING, 0.0, 5.0, 60.0]),
-    unique_key=_KEYS,
-    unique_strategy=st.sampled_from(UniqueStrategy),
-    idempotency_key=_KEYS,
+    # few draws of many fields: what hypothesis spends on each is most of a step's time
+    _new,
+    _one_of_each(worker=["x", "y"], queue=["a", "b"], priority=[0, -1, 1]),
+    _one_of_each(unique_key=_KEYS, unique_strategy=list(UniqueStrategy), idempotency_key=_KEYS),
+    _one_of_each(delay=[None, None, 0.0, 5.0, 60.0], max_attempts=[20, 2, 1]),
 )
+_QUERIES = _one_of_each(
+    queue=[None, "a"], worker=[None, "x"], orphaned=[False, True], older_than=[None, None, 0.0, 5.0]
+)
+_PAGES = _one_of_each(newest_first=[True, False], limit=[100, 2, 1])
 _TICKS = st.builds(
     Tick, st.sampled_from(["hourly", "nightly"]), st.sampled_from([START, START + timedelta(microseconds=1)])
 )
@@ -282,7 +295,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     make_store: ClassVar[Callable[[FakeClock], Store]]
 
-    waiting: Bundle[Job[Any]] = Bundle("waiting")
+    jobs: Bundle[Job[Any]] = Bundle("jobs")
     running: Bundle[Job[Any]] = Bundle("running")
     nodes: Bundle[str] = Bundle("nodes")
 
@@ -303,11 +316,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(self.store.close())
         self.runner.close()
 
-    @initialize(target=waiting)
+    @initialize(target=jobs)
     def begin_with_a_job(self) -> Job[Any]:
         return self._insert([NewJob("x", "{}", queue="a")], None)[0]
 
-    @initialize(target=running)
+    @initialize(targets=(jobs, running))
     def begin_with_a_run(self) -> Job[Any]:
         self._insert([NewJob("x", "{}", queue="c")], None)
         return self._fetch("c", 1, None)[0]
@@ -316,11 +329,11 @@ class StoreMachine(RuleBasedStateMachine):
     def begin_with_a_node(self) -> str:
         return self._join(61.5)
 
-    @rule(target=waiting, new=st.lists(_NEW, min_size=1, max_size=4))
+    @rule(target=jobs, new=st.lists(_NEW, min_size=1, max_size=3))
     def insert(self, new: list[NewJob]) -> MultipleResults[Job[Any]]:
         return multiple(*self._insert(new, None))
 
-    @rule(target=waiting, new=st.lists(_NEW, max_size=2), tick=_TICKS)
+    @rule(target=jobs, new=st.lists(_NEW, max_size=2), tick=_TICKS)
     def insert_a_tick(self, new: list[NewJob], tick: Tick) -> MultipleResults[Job[Any]]:
         return multiple(*self._insert(new, tick))
 
@@ -331,7 +344,8 @@ class StoreMachine(RuleBasedStateMachine):
             self._must_conflict(new, tick, conflict)
             return []
         given = (job.id for job in answer if not job.duplicate)
-        assert answer == self.model.insert(new, tick, chain(given, count(self.model.last_id + 1)))
+        expected = self.model.insert(new, tick, chain(given, count(self.model.last_id + 1)))
+        assert answer == expected, f"inserted {_plain(new)}, got {_plain(answer)} instead of {_plain(expected)}"
         return answer
 
     def _must_conflict(self, new: list[NewJob], tick: Tick | None, conflict: UniqueConflict) -> None:
@@ -343,11 +357,11 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             raise AssertionError(f"the store raised {conflict!r} without a reason")
 
-    @rule(target=running, queue=_QUEUES, limit=st.integers(1, 3))
+    @rule(targets=(jobs, running), queue=_QUEUES, limit=st.integers(1, 3))
     def fetch(self, queue: str, limit: int) -> MultipleResults[Job[Any]]:
         return multiple(*self._fetch(queue, limit, None))
 
-    @rule(target=running, queue=_QUEUES, limit=st.integers(1, 3), node=nodes)
+    @rule(targets=(jobs, running), queue=_QUEUES, limit=st.integers(1, 3), node=nodes)
     def fetch_for_a_node(self, queue: str, limit: int, node: str) -> MultipleResults[Job[Any]]:
         return multiple(*self._fetch(queue, limit, node))
 
@@ -372,10 +386,9 @@ class StoreMachine(RuleBasedStateMachine):
                 self.model.jobs[job.id] = replace(known, state=JobState.available)
 
     @rule(
-        target=waiting,
+        target=jobs,
         steps=st.lists(
-            st.tuples(running, st.sampled_from(sorted(_OUTCOMES)))
-            | st.tuples(waiting | running, st.sampled_from(sorted(_WISHES))),
+            st.tuples(running, st.sampled_from(sorted(_OUTCOMES))) | st.tuples(jobs, st.sampled_from(sorted(_WISHES))),
             min_size=1,
             max_size=4,
         ),
@@ -432,7 +445,7 @@ class StoreMachine(RuleBasedStateMachine):
         answer = self.run(self.store.set_queue(queue, paused=paused, limit=limit))
         assert answer is self.model.set_queue(queue, paused, limit)
 
-    @rule(jobs=st.lists(waiting | running, min_size=1, max_size=3))
+    @rule(jobs=st.lists(jobs, min_size=1, max_size=3))
     def delete(self, jobs: list[Job[Any]]) -> None:
         ids = [job.id for job in jobs]
         assert self.run(self.store.delete(ids)) == self.model.delete(ids)
@@ -446,24 +459,22 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.forget(doomed - kept)
 
     @rule(
-        some=st.none() | st.lists(waiting | running, max_size=4),
+        some=st.none() | st.lists(jobs, max_size=4),
         states=st.none() | _STATES,
-        after=st.none() | waiting | running,
-        query=st.builds(
-            JobQuery,
-            queue=st.none() | _QUEUES,
-            worker=st.sampled_from([None, "x"]),
-            orphaned=st.booleans(),
-            older_than=st.sampled_from([None, None, 0.0, 5.0]),
-            newest_first=st.booleans(),
-            limit=st.sampled_from([100, 2, 1]),
-        ),
+        after=st.none() | jobs,
+        conditions=_QUERIES,
+        page=_PAGES,
     )
     def select(
-        self, some: list[Job[Any]] | None, states: set[JobState] | None, after: Job[Any] | None, query: JobQuery
+        self,
+        some: list[Job[Any]] | None,
+        states: set[JobState] | None,
+        after: Job[Any] | None,
+        conditions: dict[str, Any],
+        page: dict[str, Any],
     ) -> None:
         ids = None if some is None else [job.id for job in some]
-        query = replace(query, ids=ids, states=states, after=None if after is None else after.id)
+        query = JobQuery(ids=ids, states=states, after=None if after is None else after.id, **conditions, **page)
         assert self.run(self.store.select(query)) == self.model.select(query)
 
     @invariant()
@@ -471,9 +482,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(self._compare())
 
     async def _compare(self) -> None:
-        jobs, after = list[Job[Any]](), None
-        while page := await self.store.select(JobQuery(after=after, newest_first=False, limit=8)):
-            jobs, after = jobs + page, page[-1].id
+        jobs = page = await self.store.select(JobQuery(newest_first=False, limit=_PAGE))
+        while len(page) == _PAGE:
+            page = await self.store.select(JobQuery(after=page[-1].id, newest_first=False, limit=_PAGE))
+            jobs = jobs + page
         assert jobs == sorted(self.model.jobs.values(), key=_id)
         assert dict(await self.store.tally()) == Counter((job.queue, job.state) for job in jobs)
         said = {name: info for name, info in (await self.store.queues()).items() if info != QueueInfo()}

@@ -341,8 +341,8 @@ class TestRoundTrip:
 
         made = ready(take)
         names = ("self", "cls", "args", "kwargs", "fn", "name", "worker")
-        draft = made.draft(**{name: n for n, name in enumerate(names)})
-        assert made.invoke(draft.args_json, CONTEXT) == (0, 1, 2, 3, 4, 5, 6)
+        kwargs = {name: n for n, name in enumerate(names)}
+        assert made.invoke(made.draft(**kwargs).args_json, CONTEXT) == made(**kwargs) == (0, 1, 2, 3, 4, 5, 6)
 
     def test_through_partial(self) -> None:
         def take(a: int, b: date, c: int) -> Any:

@@ -253,6 +253,7 @@ class TestMethods:
 
         class Tasks:
             alias = made
+            built_in = worker(len)
 
             @staticmethod
             @worker

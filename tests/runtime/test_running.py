@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from jobs_async import (
+    ArgsError,
     Cancel,
     ConstantBackoff,
     Discard,
@@ -371,7 +372,9 @@ async def test_arguments_that_no_longer_fit_are_discarded_without_their_values(w
         @jobs.worker
         async def needs(n: int) -> None: ...
 
-        job = await jobs.enqueue("needs", {"n": "s3cret"})
+        with pytest.raises(ArgsError):
+            await jobs.enqueue("needs", {"n": "s3cret"})
+        (job,) = await world.store.insert([NewJob("needs", '{"n": "s3cret"}')])
         event = await world.seen.wait(JobDiscarded, job)
         assert "s3cret" not in event.error_msg
         assert event.error_msg.startswith("UnreadableArgs: ")

@@ -14,7 +14,6 @@ from jobs_async.stores.sqlite import SqliteStore
 from jobs_async.testing import FakeClock
 from jobs_async.testing.conformance import CHECKS, Check
 
-
 STORES: dict[str, Callable[[FakeClock, Path], Store]] = {
     "memory": lambda clock, _: MemoryStore(clock=clock),
     "sqlite": lambda clock, directory: SqliteStore(directory / "jobs.db", clock=clock),

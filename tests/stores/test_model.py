@@ -25,6 +25,7 @@ def _settings(examples: int) -> settings:
         derandomize=True,
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
 
@@ -52,10 +53,12 @@ def fast_path(tmp_path: Path):
     rmtree(directory)
 
 
+@pytest.mark.timeout(600)
 def test_memory_store() -> None:
     run_state_machine_as_test(store_machine(lambda clock: MemoryStore(clock=clock)), settings=_settings(300))
 
 
+@pytest.mark.timeout(600)
 def test_sqlite_store(fast_path: Path) -> None:
     fast_path.mkdir()
     run_state_machine_as_test(store_machine(_fresh_files(fast_path)), settings=_settings(500))

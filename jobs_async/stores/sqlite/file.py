@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import aiosqlite
 
@@ -23,6 +24,7 @@ _APPLIED = "INSERT INTO jobs_async_migrations VALUES (:version, datetime('now'))
 
 async def connect(path: str) -> aiosqlite.Connection:
     """Open a connection in autocommit and WAL mode, each commit synced."""
+    _try(path)
     connection = await aiosqlite.connect(path, timeout=BUSY_WAIT, isolation_level=None)
     _let_go_at_exit(connection)
     session = Session(connection)
@@ -34,6 +36,12 @@ async def connect(path: str) -> aiosqlite.Connection:
         await connection.close()
         raise
     return connection
+
+
+def _try(path: str) -> None:
+    """Fail here, within milliseconds, rather than in aiosqlite's thread, which a failed connect leaves to its fate."""
+    with closing(sqlite3.connect(path, timeout=BUSY_WAIT)) as connection:
+        connection.execute("PRAGMA schema_version").fetchall()
 
 
 async def disconnect(*connections: aiosqlite.Connection | None) -> None:

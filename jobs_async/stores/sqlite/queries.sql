@@ -124,13 +124,14 @@ SELECT queue, state, count(*) FROM jobs_async_jobs GROUP BY queue, state
 SELECT name, paused, slots FROM jobs_async_queues
 
 -- name: set_queue
-INSERT INTO jobs_async_queues (name, paused, slots) VALUES (:name, coalesce(:paused, 0), :slots)
-ON CONFLICT (name) DO UPDATE SET paused = coalesce(:paused, paused), slots = coalesce(:slots, slots)
+INSERT INTO jobs_async_queues (name, paused, slots) VALUES (:name, :paused, :slots)
+ON CONFLICT (name) DO UPDATE SET paused = :paused, slots = :slots
 
 -- name: join_node
 INSERT INTO jobs_async_nodes (id, boot, expires_at, started_at, beat_at, info)
 VALUES (:id, :boot, :expires_at, :now, :now, :info)
-ON CONFLICT (id) DO UPDATE SET boot = :boot, expires_at = :expires_at, beat_at = :now, info = :info
+ON CONFLICT (id) DO UPDATE SET expires_at = :expires_at, beat_at = :now, info = :info
+WHERE jobs_async_nodes.expires_at > :uptime
 RETURNING id
 
 -- name: renew_node
@@ -141,7 +142,7 @@ WHERE id = :id
 RETURNING id
 
 -- name: forget_nodes
-DELETE FROM jobs_async_nodes WHERE beat_at < :before
+DELETE FROM jobs_async_nodes WHERE boot <> :boot OR expires_at < :before
 
 -- name: asked_to_cancel
 SELECT id FROM jobs_async_jobs WHERE state = 1 AND node = :id AND cancel_requested = 1

@@ -8,21 +8,23 @@ import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import aiosqlite
 import msgspec
 from msgspec.structs import replace
 
 from jobs_async.clock import SystemClock
-from jobs_async.core.errors import OptionError, SchemaError, StoreBusy, StoreClosed, StoreError
+from jobs_async.core.errors import OptionError, StoreClosed, StoreError
 from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
 from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
 from jobs_async.stores import rows
-from jobs_async.stores.sqlite import file, work
-from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, is_busy
+from jobs_async.stores.sqlite import file, guest, work
+from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer
+from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
+
+    import aiosqlite
 
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
@@ -66,6 +68,15 @@ class SqliteStore(Store):
             SchemaError: the file was written by a newer version, or is no database of jobs.
             StoreError: the file cannot be opened, or SQLite is older than 3.38.
         """
+        began = self._writer is None
+        try:
+            await to_the_end(self._open())
+        except asyncio.CancelledError:
+            if began:
+                await self.close()
+            raise
+
+    async def _open(self) -> None:
         async with self._opening:
             if self._writer is not None:
                 return
@@ -84,6 +95,9 @@ class SqliteStore(Store):
             self._writer = Writer(self._write_connection)
 
     async def close(self) -> None:
+        await to_the_end(self._close())
+
+    async def _close(self) -> None:
         async with self._opening:
             writer, self._writer, self._reader = self._writer, None, None
             if writer is not None:
@@ -113,10 +127,10 @@ class SqliteStore(Store):
 
         Raises:
             StoreBusy: another connection has held a write transaction for 5 seconds.
-            OptionError: `connection` is of a kind this store does not know.
+            OptionError, SchemaError: `connection` is no aiosqlite connection to this file.
         """
         if connection is not None:
-            return await self._insert_on(connection, new, tick)
+            return await to_the_end(guest.insert(connection, self._path, new, tick, self._clock.now()))
         keyed = tick is not None or any(item.unique_key or item.idempotency_key for item in new)
         writer = self._open_writer()
         if keyed:
@@ -138,16 +152,6 @@ class SqliteStore(Store):
         self, session: Session, asked: list[tuple[Sequence[NewJob], Tick | None]]
     ) -> list[list[Job[Any]]]:
         return [await work.insert_keyed(session, new, tick, self._clock.now()) for new, tick in asked]
-
-    async def _insert_on(self, connection: object, new: Sequence[NewJob], tick: Tick | None) -> list[Job[Any]]:
-        if not isinstance(connection, aiosqlite.Connection):
-            raise OptionError(f"connection= must be an aiosqlite connection, not {type(connection).__name__}")
-        try:
-            return await work.insert_keyed(Session(connection), new, tick, self._clock.now())
-        except sqlite3.OperationalError as error:
-            if is_busy(error):
-                raise StoreBusy("the database is locked by another transaction; begin yours with IMMEDIATE") from error
-            raise SchemaError(f"connection= does not lead to the jobs of {self!r}: {error}") from error
 
     # --- jobs out, and what becomes of them ---
 
@@ -176,6 +180,8 @@ class SqliteStore(Store):
         now = rows.micros(self._clock.now())
         for queue in {queue for queue, _, _ in asked}:
             await session.rows(work.SQL["stage"], {"queue": queue, "now": now})
+            ((_, at),) = await session.rows(work.SQL["peek"], {"queue": queue})
+            self._due[queue].at = None if at is None else rows.instant(at)
         return await self._claim(session, asked)
 
     async def _claim_one(self, session: Session, queue: str, limit: int, node: str | None) -> list[Job[Any]]:
@@ -224,15 +230,13 @@ class SqliteStore(Store):
         return {(queue, JobState(state)): count for queue, state, count in await self._read(work.SQL["tally"])}
 
     async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
-        asked = {"name": name, "paused": None if paused is None else int(paused), "slots": limit}
-        before = (await self.queues()).get(name, QueueInfo())
-        await self._change("set_queue", asked)
-        return before != QueueInfo(
-            before.paused if paused is None else paused, before.limit if limit is None else limit
-        )
+        return await self._open_writer().do(self._set_queues, (name, paused, limit))
+
+    async def _set_queues(self, session: Session, asked: list[tuple[str, bool | None, int | None]]) -> list[bool]:
+        return [await work.set_queue(session, *each) for each in asked]
 
     async def queues(self) -> Mapping[str, QueueInfo]:
-        return {name: QueueInfo(bool(paused), slots) for name, paused, slots in await self._read(work.SQL["queues"])}
+        return work.to_queues(await self._read(work.SQL["queues"]))
 
     async def _change(self, statement: str, params: dict[str, Any]) -> list[Row]:
         """Run one writing statement."""

@@ -11,10 +11,10 @@ from jobs_async.core import lifecycle
 from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, Job
 from jobs_async.core.options import NewJob, UniqueStrategy
-from jobs_async.core.store import Beat, Clock, JobQuery, Node, Tick
+from jobs_async.core.store import Beat, Clock, JobQuery, Node, QueueInfo, Tick
 from jobs_async.stores import rows
 from jobs_async.stores.sql import statements
-from jobs_async.stores.sqlite.writer import MAX_ROWS, Session
+from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 SQL = statements("jobs_async.stores.sqlite")
 
 TICKS_KEPT = timedelta(days=7)
-DEAD_NODES_KEPT = timedelta(days=1)
+DEAD_NODES_KEPT = 86_400.0
+"""Seconds for which an expired lease can still be looked at."""
 
 
 # --- jobs in ---
@@ -69,11 +70,12 @@ async def _insert_wave(session: Session, wave: Sequence[NewJob], now: datetime) 
     live, stored = await _twins(session, wave)
     found: dict[int, Job[Any]] = {}
     replaced: dict[int, Job[Any]] = {}
+    gone: dict[int, Job[Any]] = {}
     for index, item in enumerate(wave):
         same = stored.get(_idempotent(item))
         holder = live.get(item.unique_key)
         if same is not None:
-            found[index] = replace(same, duplicate=True)
+            found[index] = replace(gone.get(same.id, same), duplicate=True)
         elif holder is None:
             continue
         elif item.unique_strategy is UniqueStrategy.IGNORE_NEW:
@@ -82,8 +84,9 @@ async def _insert_wave(session: Session, wave: Sequence[NewJob], now: datetime) 
             raise UniqueConflict(holder)
         else:
             replaced[index] = holder
+            gone[holder.id] = lifecycle.replaced(holder, now)
     if replaced:
-        await _write_steps(session, [_replacement(job, now) for job in replaced.values()])
+        await _write_steps(session, [rows.to_change(job, gone[job.id]) for job in replaced.values()])
     fresh = iter(await insert_plain(session, [item for index, item in enumerate(wave) if index not in found], now))
     jobs = [found[index] if index in found else next(fresh) for index in range(len(wave))]
     for index, old in replaced.items():
@@ -112,10 +115,6 @@ async def _twins(
 
 def _idempotent(item: NewJob) -> tuple[str, str] | None:
     return None if item.idempotency_key is None else (item.worker, item.idempotency_key)
-
-
-def _replacement(job: Job[Any], now: datetime) -> tuple[object, ...]:
-    return rows.to_change(job, lifecycle.replaced(job, now))
 
 
 async def _spend(session: Session, tick: Tick) -> bool:
@@ -198,12 +197,25 @@ async def _refuse_second_life(session: Session, steps: Sequence[Transition]) -> 
         row = fresh.get(step.job.id)
         if row is None or not lifecycle.fits(row, step.job):
             continue
-        if row.unique_key in taken:
-            raise UniqueConflict(taken[row.unique_key])
-        taken[row.unique_key] = row
+        holder = taken.setdefault(row.unique_key, row)
+        if holder.id != row.id:
+            raise UniqueConflict(holder)
 
 
-# --- nodes ---
+# --- queues and nodes ---
+
+
+def to_queues(found: Sequence[Row]) -> dict[str, QueueInfo]:
+    """What was said about queues, by name."""
+    return {name: QueueInfo(bool(paused), slots) for name, paused, slots in found}
+
+
+async def set_queue(session: Session, name: str, paused: bool | None, limit: int | None) -> bool:
+    """Say something about a queue; whether that changed anything."""
+    before = to_queues(await session.rows(SQL["queues"])).get(name, QueueInfo())
+    after = QueueInfo(before.paused if paused is None else paused, before.limit if limit is None else limit)
+    await session.rows(SQL["set_queue"], {"name": name, "paused": int(after.paused), "slots": after.limit})
+    return after != before
 
 
 async def beat(session: Session, node: Node, ttl: float, join: bool, clock: Clock) -> Beat:
@@ -212,7 +224,7 @@ async def beat(session: Session, node: Node, ttl: float, join: bool, clock: Cloc
     life = {"id": node.id, "boot": boot, "uptime": uptime, "expires_at": uptime + ttl, "now": rows.micros(now)}
     life["info"] = rows.dumps(node)
     if join:
-        await session.rows(SQL["forget_nodes"], {"before": rows.micros(now - DEAD_NODES_KEPT)})
+        await session.rows(SQL["forget_nodes"], {"boot": boot, "before": uptime - DEAD_NODES_KEPT})
     alive = bool(await session.rows(SQL["join_node" if join else "renew_node"], life))
     asked = await session.rows(SQL["asked_to_cancel"], {"id": node.id}) if alive else []
     return Beat(alive and ttl > 0, now, tuple(job_id for (job_id,) in asked))
@@ -239,14 +251,15 @@ def select_statement(query: JobQuery, clock: Clock) -> tuple[str, dict[str, Any]
         need("queue = :queue", queue=query.queue)
     if query.worker is not None:
         need("worker = :worker", worker=query.worker)
+    by_id = "+id" if query.orphaned or query.older_than is not None else "id"  # + leads past the table's own order
     if query.after is not None:
-        need("id < :after" if query.newest_first else "id > :after", after=query.after)
+        need(f"{by_id} < :after" if query.newest_first else f"{by_id} > :after", after=query.after)
     if query.orphaned:
         need(_ORPHANED, boot=boot, uptime=uptime)
     if query.older_than is not None:
         since = rows.micros(now - timedelta(seconds=query.older_than))
         need("state = 1 AND attempted_at < :since", since=since)
-    order = "ORDER BY id DESC" if query.newest_first else "ORDER BY id"
+    order = f"ORDER BY {by_id} {'DESC' if query.newest_first else 'ASC'}"
     return f"{_SELECT} WHERE {' AND '.join(where)} {order} LIMIT :limit", params  # fixed texts only
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -115,9 +114,8 @@ class Writer:
         """Finish what was handed in, then end."""
         self._closing = True
         self._wake.set()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        self._refuse(self._queue)
+        await asyncio.wait({self._task})
+        _refuse(self._queue)
         self._queue = []
 
     async def _run(self) -> None:
@@ -131,8 +129,8 @@ class Writer:
                     self._queue[:0] = await self._commit(group)
         finally:
             self._closing = True
-            self._refuse(group)
-            self._refuse(self._queue)
+            _refuse(group)
+            _refuse(self._queue)
 
     async def _commit(self, group: list[_Piece]) -> list[_Piece]:
         """Run a group in one transaction; what met a foreign lock comes back, to be tried again."""
@@ -140,7 +138,7 @@ class Writer:
             results = await self._transaction(group)
         except _FAILURES as error:
             if is_busy(error):
-                return self._patient(group)
+                return self._refuse_all(group) if self._closing else self._patient(group)
             if len(group) == 1:
                 _answer(group[0].future, error=_typed(error))
                 return []
@@ -176,16 +174,23 @@ class Writer:
         now = stopwatch()
         still: list[_Piece] = []
         for piece in group:
-            if self._closing or now >= piece.give_up_at:
+            if now >= piece.give_up_at:
                 text = "the database is locked by somebody else's transaction"
                 _answer(piece.future, error=StoreBusy(f"{text}{piece.advice}"))
             elif not piece.future.done():
                 still.append(piece)
         return still
 
-    def _refuse(self, pieces: Iterable[_Piece]) -> None:
-        for piece in pieces:
-            _answer(piece.future, error=StoreClosed("the store was closed before this could be written"))
+    def _refuse_all(self, group: Iterable[_Piece]) -> list[_Piece]:
+        """Nobody waits for a foreign lock any longer."""
+        waiting, self._queue = [*group, *self._queue], []
+        _refuse(waiting)
+        return []
+
+
+def _refuse(pieces: Iterable[_Piece]) -> None:
+    for piece in pieces:
+        _answer(piece.future, error=StoreClosed("the store was closed before this could be written"))
 
 
 def _answer(future: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> None:

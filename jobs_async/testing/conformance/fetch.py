@@ -72,10 +72,11 @@ async def a_job_is_handed_out_once(store: Store, clock: FakeClock) -> None:
 
 async def a_queue_hands_out_its_own_jobs(store: Store, clock: FakeClock) -> None:
     """Claiming and staging leave other queues as they are."""
-    mine, other, due = await store.insert([new(), new(queue=ELSEWHERE), new(queue=ELSEWHERE, delay=1)])
+    drafts = [new(queue=queue, delay=delay) for queue in ("default", ELSEWHERE) for delay in (None, 1.0)]
+    *mine, other, due = await store.insert(drafts)
     clock.advance(2)
-    assert ids((await store.fetch("default", 10, node=None)).jobs) == [mine.id]
-    assert (await dump(store))[1:] == [other, due]
+    assert ids((await store.fetch("default", 10, node=None)).jobs) == ids(mine)
+    assert (await dump(store))[2:] == [other, due]
     assert (await store.fetch("nobody knows", 10, node=None)).jobs == []
 
 

@@ -60,6 +60,18 @@ async def a_lease_that_ran_out_stays_out(store: Store, clock: FakeClock) -> None
         assert not await _alive(store, node.id)
 
 
+async def a_dead_node_cannot_join_again(store: Store, clock: FakeClock) -> None:
+    """Not under its old id; a live one may, and is renewed."""
+    node = await joined(store, "n", 30)
+    clock.advance(20)
+    await joined(store, "n", 30)
+    clock.advance(20)
+    assert await _alive(store, "n")
+    clock.advance(11)
+    assert not (await store.beat(node, 30, join=True)).alive
+    assert not await _alive(store, "n")
+
+
 async def a_beat_of_a_stranger_is_refused(store: Store, clock: FakeClock) -> None:
     """Only `join` creates a lease."""
     beat = await store.beat(Node(id="stranger"), 30)
@@ -122,7 +134,7 @@ async def a_reboot_ends_every_lease(store: Store, clock: FakeClock) -> None:
     clock.reboot()
     assert ids(await store.select(ORPHANS)) == [job.id]
     assert not (await store.beat(node, LONG)).alive
-    clock.advance(1)
+    assert not await _alive(store, "n")
     await joined(store, "reborn")
     assert await _alive(store, "reborn")
 

@@ -116,6 +116,13 @@ async def a_batch_meets_itself(store: Store, clock: FakeClock) -> None:
     assert not (await store.insert([_keyed(REJECT, "n")]))[0].duplicate
 
 
+async def a_batch_sees_what_it_replaced(store: Store, clock: FakeClock) -> None:
+    """A job met by its idempotency key is returned as it is then: cancelled, where the batch itself did that."""
+    await waiting(store, unique_key="k", idempotency_key="i")
+    heir, met = await store.insert([_keyed(CANCEL), new(idempotency_key="i")])
+    assert (met.id, met.duplicate, met.state) == (heir.replaces, True, JobState.cancelled)
+
+
 async def keys_are_compared_exactly(store: Store, clock: FakeClock) -> None:
     """No folding of case, accents or blanks: only equal bytes are equal keys."""
     keys = ["key", "KEY", "key ", " key", "kéy", "ke\u0301y", "key\u200b", "k_y", "k%y", "*", "1", "1.0", "01"]

@@ -1,0 +1,104 @@
+"""What mypy and pyright must refuse: each line marked `# E:` by the checkers named, and no other line.
+
+Checked by test_typing.py, never run. One mistake a line; the marker stands on the line where the checkers report it.
+"""
+
+from jobs_async import Draft, Job, JobContext, Supervisor, WorkerDef, worker
+
+jobs = Supervisor()
+
+
+@worker
+async def add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+@worker
+async def send(to: str) -> str:
+    return to
+
+
+@worker
+def crop(path: str, *, width: int) -> bytes:
+    return path.encode()[:width]
+
+
+@worker(context=True)
+async def report(ctx: JobContext, day: str) -> float:
+    return float(ctx.attempt)
+
+
+def plain(a: int) -> int:
+    return a
+
+
+async def arguments(ctx: JobContext) -> None:
+    await add.enqueue("1")  # E: mypy,pyright
+    await add.enqueue()  # E: mypy,pyright
+    await add.enqueue(1, c=2)  # E: mypy,pyright
+    await add.enqueue(1, 2, 3)  # E: mypy,pyright
+    await crop.enqueue("a.png", 3)  # E: mypy,pyright
+    await crop.enqueue("a.png", width="3")  # E: mypy,pyright
+    await add.enqueue(1, queue="mail")  # E: mypy,pyright
+    await add.enqueue(1, delay=60)  # E: mypy,pyright
+    await add.options(delay=60).enqueue("1")  # E: mypy,pyright
+    await add.on(jobs).enqueue("1")  # E: mypy,pyright
+    add.draft("1")  # E: mypy,pyright
+    add.options(queue="mail").draft(1, queue="mail")  # E: mypy,pyright
+    await report.enqueue(ctx, "monday")  # E: mypy,pyright
+    await report.enqueue()  # E: mypy,pyright
+    await send.enqueue(b"a@b.c")  # E: mypy,pyright
+
+
+async def options() -> None:
+    await add.options(prioritty=1).enqueue(1)  # E: mypy,pyright
+    await add.options(priority="high").enqueue(1)  # E: mypy,pyright
+    await add.options("mail").enqueue(1)  # E: mypy,pyright
+    await add.options(scheduled_at=60).enqueue(1)  # E: mypy,pyright
+    await add.options(max_attempts=None).enqueue(1)  # E: mypy,pyright
+    await add.options(retry_strategy=plain).enqueue(1)  # E: mypy,pyright
+    await add.on("memory://").enqueue(1)  # E: mypy,pyright
+
+
+async def calls(ctx: JobContext) -> None:
+    add.options(delay=60)(1)  # E: mypy,pyright
+    await add("1")  # E: mypy,pyright
+    await report("monday")  # E: mypy,pyright
+    await report(ctx, 1)  # E: mypy,pyright
+    crop("a.png")  # E: mypy,pyright
+    await crop("a.png", width=1)  # E: mypy,pyright
+
+
+async def results() -> None:
+    job = await add.enqueue(1)
+    text: Job[str] = job  # E: mypy,pyright
+    job.result + 1  # E: mypy,pyright
+    job.priority = 3  # E: mypy,pyright
+    add.enqueue(1)  # E: mypy,pyright
+    late: Job[int] = add.enqueue(1)  # E: mypy,pyright
+    draft: Draft[str] = add.draft(1)  # E: mypy,pyright
+    words: str = await jobs.result(job)  # E: mypy,pyright
+    print(text, late, draft, words)
+
+
+worker("mail")  # E: mypy,pyright
+worker(queue=3)  # E: mypy,pyright
+worker(queue_name="mail")  # E: mypy,pyright
+worker(delay=60)  # E: mypy,pyright
+worker(process=True)  # E: mypy,pyright
+worker(plain, queue="mail")  # E: mypy,pyright
+worker(context=True)(plain)  # E: mypy,pyright
+jobs.worker(queue=3)  # E: mypy,pyright
+jobs.worker(context=True)(plain)  # E: mypy,pyright
+
+
+async def supervisor() -> None:
+    Supervisor(workers=[plain])  # E: mypy,pyright
+    Supervisor(workers=[add.options(delay=1)])  # E: mypy,pyright
+    await jobs.enqueue(add, 1)  # E: mypy,pyright
+    await jobs.enqueue("add", {"a": 1}, prioritty=1)  # E: mypy,pyright
+    await jobs.enqueue("add", {"a": 1}, scheduled_at="now")  # E: mypy,pyright
+    await jobs.enqueue_many([add.enqueue(1)])  # E: mypy,pyright
+    await jobs.wait("7")  # E: mypy,pyright
+    await jobs.result(7)  # E: mypy,pyright
+    WorkerDef("raw", plain)  # E: mypy,pyright
