@@ -45,7 +45,7 @@ MAX_ERRORS = 20
 MAX_ERROR_BYTES = 2048
 
 
-class ErrorRecord(Struct, frozen=True, kw_only=True):
+class ErrorRecord(Struct, frozen=True, kw_only=True, gc=False):
     """One failed attempt. `error` is "Type: message", cut to 2,048 bytes; `frames` the last five calls."""
 
     attempt: int
@@ -63,12 +63,13 @@ class Progress(Struct, frozen=True):
     note: str = ""
 
 
-class Job(Struct, Generic[R_co], frozen=True, kw_only=True):
+class Job(Struct, Generic[R_co], frozen=True, kw_only=True, gc=False):
     """An immutable snapshot of one job; a later state is a later snapshot.
 
     Generic in its result: what the worker's function returns. All times are timezone-aware UTC. `attempt` counts
     from 1 in the first run; `claim` counts claims, never goes down and fences every write of a runner. `repr` shows
-    no arguments, keys or metadata.
+    no arguments, keys or metadata. (`gc=False`: a record holds nothing that could hold it, so collecting garbage need not
+    look at it.)
     """
 
     id: int

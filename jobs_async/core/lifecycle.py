@@ -69,7 +69,7 @@ class Patch(Struct, frozen=True, kw_only=True):
 NO_PATCH = Patch()
 
 
-class Transition(Struct, frozen=True):
+class Transition(Struct, frozen=True, gc=False):
     """One decided step of `job`, to be applied only while the stored row is still what the decision was based on.
 
     That is the fence: id, state, claim and cancel_requested of the row equal those of `job`. `delay` is in seconds

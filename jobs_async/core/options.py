@@ -232,7 +232,7 @@ class Draft(Generic[R_co]):
         return f"Draft(worker={self.worker!r}, opts={self.opts!r})"
 
 
-class NewJob(Struct, frozen=True):
+class NewJob(Struct, frozen=True, gc=False):
     """A draft with every option decided: what `Store.insert` takes. Times are still relative, the store stamps them."""
 
     worker: str

@@ -39,7 +39,7 @@ class Discard(Signal):
         super().__init__(reason)
 
 
-class Failure(Struct, frozen=True):
+class Failure(Struct, frozen=True, gc=False):
     """What went wrong, safe to store: type, "Type: message" within 2,048 bytes, the last frames."""
 
     type: str
@@ -47,44 +47,44 @@ class Failure(Struct, frozen=True):
     frames: tuple[str, ...] = ()
 
 
-class Completed(Struct, frozen=True):
+class Completed(Struct, frozen=True, gc=False):
     """The handler returned; `result` is its JSON, None where it returned nothing or nothing storable."""
 
     result: str | None = None
 
 
-class Failed(Struct, frozen=True):
+class Failed(Struct, frozen=True, gc=False):
     """The handler raised or ran out of time: retried after back-off, discarded when attempts are spent."""
 
     failure: Failure
 
 
-class Discarded(Struct, frozen=True):
+class Discarded(Struct, frozen=True, gc=False):
     """Never to be tried again."""
 
     failure: Failure
 
 
-class Cancelled(Struct, frozen=True):
+class Cancelled(Struct, frozen=True, gc=False):
     """Ended by the handler's own Cancel, or by a user's request; a result reached all the same is kept."""
 
     reason: str = "cancelled"
     result: str | None = None
 
 
-class Snoozed(Struct, frozen=True):
+class Snoozed(Struct, frozen=True, gc=False):
     """To be run again after `seconds`, without counting this attempt."""
 
     seconds: float
 
 
-class Interrupted(Struct, frozen=True):
+class Interrupted(Struct, frozen=True, gc=False):
     """Cut by a stop, or never begun: handed back at once, without counting this attempt."""
 
     delay: float = 0.0
 
 
-class Lost(Struct, frozen=True):
+class Lost(Struct, frozen=True, gc=False):
     """Its node died; a job lost more than `max_rescues` times is taken for the killer."""
 
     max_rescues: int = 3

@@ -145,9 +145,10 @@ class QueueRunner:
     def _ended(self, run: Run) -> None:
         self._settler.take(run, self._release)
 
-    def _release(self, run: Run) -> None:
-        del self.runs[run.job.id, run.job.claim]
-        self.slots.give_back()
+    def _release(self, ended: list[Run]) -> None:
+        for run in ended:
+            del self.runs[run.job.id, run.job.claim]
+        self.slots.give_back(len(ended))
         self._bell.ring()
 
     def close(self) -> None:

@@ -165,13 +165,12 @@ class Run:
             self.deadline_at = self._began_at + self.job.timeout_seconds
         self._done = done
         self.task = loop.create_task(self._guard(threads), name=self.job.worker)
-        self.task.add_done_callback(self._ended)
 
-    def _ended(self, _task: asyncio.Task[None]) -> None:
-        self.duration = self._loop.time() - self._began_at
-        if self.outcome is None:  # cancelled before its first step
+    def _never_began(self, _task: asyncio.Task[None]) -> None:
+        """A task cancelled before its first step never runs a line of its own."""
+        if self.outcome is None:
             self.outcome = self._judge(asyncio.CancelledError())
-        self._done(self)
+            self._done(self)
 
     def warn(self, cause: Cause) -> None:
         """Tell the handler that its end has come; the first cause counts."""
@@ -183,6 +182,7 @@ class Run:
         """Tell it, and cancel its task; a thread cannot be cancelled and keeps its slot until it ends."""
         self.warn(cause)
         if self.worker.is_async and self.task is not None:
+            self.task.add_done_callback(self._never_began)
             self.task.cancel()
 
     async def _guard(self, threads: CapacityLimiter) -> None:
@@ -199,6 +199,8 @@ class Run:
         except BaseException as error:
             if self.outcome is None:
                 self.outcome = Failed(failure_of(error))
+        self.duration = self._loop.time() - self._began_at
+        self._done(self)
 
     async def _call(self, threads: CapacityLimiter) -> Any:
         if self.worker.is_async:
@@ -208,6 +210,8 @@ class Run:
 
     def _judge(self, error: BaseException | None, value: Any = None) -> Outcome:
         """What the end of the handler means, given why it was cancelled, if it was."""
+        if error is None and self.cause is None:
+            return Completed(self._pack(value))
         if self.cause is Cause.TIMEOUT:
             return Failed(Failure("Timeout", f"timeout: ran for more than {self.job.timeout_seconds:g} seconds"))
         if self.cause is Cause.CANCELLED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.events import Event, StaleSettlement, outcome_event
@@ -16,18 +17,20 @@ from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.outcome import Discarded, Failure
 from jobs_async.core.store import Clock, JobQuery, Store
 from jobs_async.runtime.loops import Bell
+from jobs_async.runtime.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from random import Random
 
-    from jobs_async.runtime.run import Run
     from jobs_async.telemetry import Telemetry
 
 MAX_BATCH = 500
 FIRST_PAUSE, MAX_PAUSE = 0.05, 5.0
 TRIES_TOGETHER = 3
 """Failures after which a batch is written one by one, so that one bad row cannot hold up its neighbours."""
+
+Release = Callable[[list[Run]], None]
 
 logger = logging.getLogger("jobs_async")
 
@@ -43,12 +46,12 @@ class Settler:
         self._clock = clock
         self._rng = rng
         self._settled = settled
-        self._inbox: list[tuple[Run, Callable[[Run], None]]] = []
+        self._inbox: list[tuple[Run, Release]] = []
         self._bell = Bell()
         self._closing = False
 
-    def take(self, run: Run, release: Callable[[Run], None]) -> None:
-        """Settle an ended run, then call `release`."""
+    def take(self, run: Run, release: Release) -> None:
+        """Settle an ended run, then hand it to `release`, together with others of its queue."""
         self._inbox.append((run, release))
         self._bell.ring()
 
@@ -66,8 +69,8 @@ class Settler:
                 try:
                     await self._settle([run for run, _ in batch])
                 finally:
-                    for run, release in batch:
-                        release(run)
+                    for release, ended in _by_release(batch).items():
+                        release(ended)
 
     async def _settle(self, runs: Sequence[Run]) -> None:
         steps = [run.step() for run in runs]
@@ -126,3 +129,10 @@ class Settler:
                 logger.warning("the store does not answer (%s); asking again", error)
             await asyncio.sleep(self._rng.uniform(0, pause))
             pause = min(pause * 2, MAX_PAUSE)
+
+
+def _by_release(batch: Sequence[tuple[Run, Release]]) -> dict[Release, list[Run]]:
+    ended: dict[Release, list[Run]] = {}
+    for run, release in batch:
+        ended.setdefault(release, []).append(run)
+    return ended

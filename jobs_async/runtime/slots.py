@@ -20,5 +20,5 @@ class Slots:
     def take(self) -> None:
         self.taken += 1
 
-    def give_back(self) -> None:
-        self.taken -= 1
+    def give_back(self, count: int = 1) -> None:
+        self.taken -= count

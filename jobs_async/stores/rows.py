@@ -109,7 +109,6 @@ def to_change(base: Job[Any], after: Job[Any], step: Transition | None = None) -
     The fence makes every column of the row but those a patch may touch equal to `base`, so all others can be given.
     """
     patch = NO_PATCH if step is None else step.patch
-    result = None if after.result is None else dumps(after.result)
     return (
         base.id,
         int(base.state),
@@ -121,10 +120,30 @@ def to_change(base: Job[Any], after: Job[Any], step: Transition | None = None) -
         after.claim,
         micros(after.scheduled_at),
         None if after.completed_at is None else micros(after.completed_at),
-        result if step is None or step.result is None else step.result,
+        _result(after, step),
         dumps(after.errors) if after.errors else None,
         int(after.cancel_requested),
         dumps(patch.progress) if isinstance(patch.progress, Progress) else None,
         patch.args_json if isinstance(patch.args_json, str) else None,
         patch.priority if isinstance(patch.priority, int) else None,
     )
+
+
+def to_end(step: Transition, after: Job[Any]) -> tuple[object, ...]:
+    """What compares and sets the row of a run that has just come to its end: fewer columns."""
+    base = step.job
+    return (
+        base.id,
+        base.claim,
+        int(base.cancel_requested),
+        int(after.state),
+        None if after.completed_at is None else micros(after.completed_at),
+        _result(after, step),
+        dumps(after.errors) if after.errors else None,
+    )
+
+
+def _result(after: Job[Any], step: Transition | None) -> str | None:
+    if step is not None and step.result is not None:
+        return step.result
+    return None if after.result is None else dumps(after.result)

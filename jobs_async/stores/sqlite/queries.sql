@@ -89,6 +89,16 @@ WHERE jobs_async_jobs.id = step.column1
     AND jobs_async_jobs.cancel_requested = step.column4
 RETURNING jobs_async_jobs.id, jobs_async_jobs.args, jobs_async_jobs.priority, jobs_async_jobs.progress
 
+-- name: end
+UPDATE jobs_async_jobs
+SET state = step.column4, completed_at = step.column5, result = step.column6, errors = step.column7
+FROM (VALUES :rows) AS step
+WHERE jobs_async_jobs.id = step.column1
+    AND jobs_async_jobs.state = 1
+    AND jobs_async_jobs.claim = step.column2
+    AND jobs_async_jobs.cancel_requested = step.column3
+RETURNING jobs_async_jobs.id, jobs_async_jobs.args, jobs_async_jobs.priority, jobs_async_jobs.progress
+
 -- name: is_orphaned
 state = 1
 AND node IS NOT NULL

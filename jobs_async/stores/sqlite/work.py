@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from jobs_async.core import lifecycle
 from jobs_async.core.errors import UniqueConflict
-from jobs_async.core.job import FINAL, Job
+from jobs_async.core.job import FINAL, Job, JobState
+from jobs_async.core.lifecycle import NO_PATCH
 from jobs_async.core.options import NewJob, UniqueStrategy
 from jobs_async.core.store import Beat, Clock, JobQuery, Node, QueueInfo, Tick
 from jobs_async.stores import rows
@@ -86,7 +87,7 @@ async def _insert_wave(session: Session, wave: Sequence[NewJob], now: datetime) 
             replaced[index] = holder
             gone[holder.id] = lifecycle.replaced(holder, now)
     if replaced:
-        await _write_steps(session, [rows.to_change(job, gone[job.id]) for job in replaced.values()])
+        await session.batch(SQL["apply"], [rows.to_change(job, gone[job.id]) for job in replaced.values()])
     fresh = iter(await insert_plain(session, [item for index, item in enumerate(wave) if index not in found], now))
     jobs = [found[index] if index in found else next(fresh) for index in range(len(wave))]
     for index, old in replaced.items():
@@ -131,12 +132,12 @@ def _tick(tick: Tick) -> dict[str, object]:
 
 
 async def apply_steps(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
-    """Compare and set; two steps for one job are two statements, for the second may build on the first."""
+    """Compare and set, in order; a second step for a job may build on the first, so it is a statement of its own."""
     await _refuse_second_life(session, steps)
     applied: list[Job[Any] | None] = []
     start = 0
     for stop in _cuts(steps):
-        applied += await _apply_distinct(session, steps[start:stop], now)
+        applied += await _apply_alike(session, steps[start:stop], now)
         start = stop
     return applied
 
@@ -151,26 +152,39 @@ def is_single(steps: Sequence[Transition]) -> bool:
 
 
 def _cuts(steps: Sequence[Transition]) -> list[int]:
-    """Where to end each stretch without a job named twice."""
+    """Where to end each stretch of one kind and without a job named twice."""
     cuts: list[int] = []
     seen: set[int] = set()
+    kind = bool(steps) and _just_ends(steps[0])
     for index, step in enumerate(steps):
-        if step.job.id in seen:
+        if step.job.id in seen or _just_ends(step) is not kind:
             cuts.append(index)
-            seen = set()
+            seen, kind = set(), _just_ends(step)
         seen.add(step.job.id)
     return [*cuts, len(steps)]
 
 
-async def _apply_distinct(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
+def _just_ends(step: Transition) -> bool:
+    """A run that has come to its end: most steps are, and need to touch few columns, so few indexes."""
+    return (
+        step.job.state is JobState.executing
+        and step.target in FINAL
+        and step.patch is NO_PATCH
+        and not step.attempt_delta
+        and not step.rescue_delta
+    )
+
+
+async def _apply_alike(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
     after = [lifecycle.advance(step.job, step, now) for step in steps]
-    changes = [rows.to_change(step.job, job, step) for step, job in zip(steps, after, strict=True)]
-    written = {row[0]: row for row in await _write_steps(session, changes)}
+    if _just_ends(steps[0]):
+        ends = [rows.to_end(step, job) for step, job in zip(steps, after, strict=True)]
+        found = await session.batch(SQL["end"], ends)
+    else:
+        changes = [rows.to_change(step.job, job, step) for step, job in zip(steps, after, strict=True)]
+        found = await session.batch(SQL["apply"], changes)
+    written = {row[0]: row for row in found}
     return [_as_written(job, written.get(job.id)) for job in after]
-
-
-async def _write_steps(session: Session, changes: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
-    return await session.batch(SQL["apply"], changes)
 
 
 def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:
