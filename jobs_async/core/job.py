@@ -68,9 +68,10 @@ class Job(Struct, Generic[R_co], frozen=True, kw_only=True, gc=False):
 
     Generic in its result: what the worker's function returns. All times are timezone-aware UTC. `attempt` counts
     from 1 in the first run; `claim` counts claims, never goes down and fences every write of a runner. `repr` shows
-    no arguments, keys or metadata. (`gc=False`: a record holds nothing that could hold it, so collecting garbage need not
-    look at it.)
+    no arguments, keys or metadata.
     """
+
+    # gc=False: a record holds nothing that could hold it, so the garbage collector need not look at it
 
     id: int
     state: JobState

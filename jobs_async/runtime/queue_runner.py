@@ -107,7 +107,8 @@ class QueueRunner:
         for job in jobs:
             worker = self._find(job.worker)
             run = Run(job, worker or _NOBODY, self._host)
-            run.outcome = await self._verdict(job, worker)
+            if worker is None or job.cancel_requested or self._stopping:
+                run.outcome = await self._verdict(job, worker)
             self.slots.take()
             self.runs[job.id, job.claim] = run
             runs.append(run)

@@ -164,7 +164,7 @@ class Run:
         if self.job.timeout_seconds is not None:
             self.deadline_at = self._began_at + self.job.timeout_seconds
         self._done = done
-        self.task = loop.create_task(self._guard(threads), name=self.job.worker)
+        self.task = asyncio.Task(self._guard(threads), loop=loop, name=self.job.worker)
 
     def _never_began(self, _task: asyncio.Task[None]) -> None:
         """A task cancelled before its first step never runs a line of its own."""

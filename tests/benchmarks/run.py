@@ -23,11 +23,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import limits as raw
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jobs_async import Draft, MemoryStore, SqliteStore, Store, Supervisor
+from tests.benchmarks import limits as raw
 
 MEMORY_JOBS, SQLITE_JOBS, SOAK_JOBS = 30_000, 10_000, 1_000_000
 

@@ -76,7 +76,7 @@ async def _all_or_nothing(connection: aiosqlite.Connection, session: Session) ->
             "RELEASE jobs_async",
         )
     else:
-        begin, undo, end = "BEGIN IMMEDIATE", ["ROLLBACK"], "COMMIT" if connection.isolation_level is None else None
+        begin, undo, end = "BEGIN IMMEDIATE", ["ROLLBACK"], "COMMIT" if connection.isolation_level is None else ""
     await session.rows(begin)
     try:
         yield

@@ -113,7 +113,7 @@ class SqliteStore(Store):
             raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
         return self._writer
 
-    async def _read(self, sql: str, params: dict[str, Any] | None = None) -> list[Row]:
+    async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
         if self._reader is None:
             raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
         return await self._reader.rows(sql, params)

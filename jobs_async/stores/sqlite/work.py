@@ -159,7 +159,8 @@ def _cuts(steps: Sequence[Transition]) -> list[int]:
     for index, step in enumerate(steps):
         if step.job.id in seen or _just_ends(step) is not kind:
             cuts.append(index)
-            seen, kind = set(), _just_ends(step)
+            seen.clear()
+            kind = _just_ends(step)
         seen.add(step.job.id)
     return [*cuts, len(steps)]
 
