@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs_async.core import context
-from jobs_async.core.arguments import Unresolved
+from jobs_async.core.annotations import Unresolved
 from jobs_async.core.errors import NotBound
 
 if TYPE_CHECKING:

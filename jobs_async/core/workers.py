@@ -24,7 +24,8 @@ from typing import (
 )
 
 from jobs_async.core import binding, codec, limits
-from jobs_async.core.arguments import Arguments, Hints, Result, layers
+from jobs_async.core.annotations import Hints, layers
+from jobs_async.core.arguments import Arguments, Result
 from jobs_async.core.binding import Bindable, Host
 from jobs_async.core.errors import OptionError, UnreadableArgs, WorkerError
 from jobs_async.core.options import NO_OPTIONS, Draft, EnqueueOptions, JobOptions, JobOpts, WorkerOptions

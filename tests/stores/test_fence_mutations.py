@@ -29,7 +29,7 @@ from jobs_async.stores.sqlite import SqliteStore, work
 from jobs_async.stores.sqlite import store as sqlite_store
 from jobs_async.testing import FakeClock
 from jobs_async.testing.conformance import CHECKS, Check
-from jobs_async.testing.model import store_machine
+from jobs_async.testing.machine import store_machine
 
 PACKAGE = "jobs_async.stores.sqlite"
 STATEMENTS = sql.statements(PACKAGE)

@@ -15,7 +15,7 @@ from jobs_async.core.store import Store
 from jobs_async.stores.memory import MemoryStore
 from jobs_async.stores.sqlite import SqliteStore
 from jobs_async.testing import FakeClock
-from jobs_async.testing.model import store_machine
+from jobs_async.testing.machine import store_machine
 
 
 def _settings(examples: int) -> settings:
