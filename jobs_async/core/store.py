@@ -89,8 +89,9 @@ class QueueInfo(Struct, frozen=True):
 class JobQuery(Struct, frozen=True, kw_only=True):
     """Which jobs to read. Every condition given must hold. Newest first by default, by id.
 
-    `after` is the id of the last job already seen: paging by key, never by offset. `orphaned` asks for executing
-    jobs whose node is dead. `older_than` are seconds since the claim of an executing job, strictly.
+    `after` is the id of the last job already seen: paging by key, never by offset. `node` is the one that runs a job,
+    or was the last to. `orphaned` asks for executing jobs whose node is dead. `older_than` are seconds since the claim
+    of an executing job, strictly.
 
     Raises:
         OptionError: a limit out of 1 … 1,000.
@@ -100,6 +101,7 @@ class JobQuery(Struct, frozen=True, kw_only=True):
     states: Iterable[JobState] | None = None
     queue: str | None = None
     worker: str | None = None
+    node: str | None = None
     orphaned: bool = False
     older_than: float | None = None
     after: int | None = None

@@ -22,8 +22,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jobs_async.core.events import outcome_event
+from jobs_async.core.job import JobState
 from jobs_async.core.lifecycle import decide
-from jobs_async.core.outcome import Lost
+from jobs_async.core.outcome import Interrupted, Lost
 from jobs_async.core.retry import DEFAULT_STRATEGY
 from jobs_async.core.store import MAX_PAGE, JobQuery, Node
 from jobs_async.core.version import VERSION
@@ -94,6 +95,7 @@ class Engine:
         self._stop_asked = asyncio.Event()
         self._beating, self._rescuing = Bell(), Bell()
         self._leaving = False
+        self._strays: set[tuple[int, int]] = set()
         self.report = ShutdownReport()
         self.runners = {
             name: QueueRunner(
@@ -272,6 +274,7 @@ class Engine:
 
     async def _rescue(self) -> None:
         """Free what dead nodes were running; any node may, for a lost race changes nothing."""
+        await self._hand_back_strays()
         after = None
         while jobs := await self._host.store.select(
             JobQuery(orphaned=True, newest_first=False, after=after, limit=MAX_PAGE)
@@ -284,6 +287,19 @@ class Engine:
                 await self._telemetry.deliver([outcome_event(step, job, now) for step, job in applied if job])
             for queue in {job.queue for _, job in applied if job}:
                 self.nudge(queue)
+
+    async def _hand_back_strays(self) -> None:
+        """Free what the store says we run and we do not: claims whose answer never arrived, here twice in a row."""
+        query = JobQuery(states=[JobState.executing], node=self.node, newest_first=False, limit=MAX_PAGE)
+        claimed = await self._host.store.select(query)
+        known = {key for runner in self.runners.values() for key in runner.runs}
+        strays = {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
+        lost = [decide(job, Interrupted()) for key, job in strays.items() if key in self._strays]
+        self._strays = set(strays)
+        for job in await self._host.store.apply(lost) if lost else ():
+            if job is not None:
+                logger.warning("job %d (%s) was claimed but its claim never arrived; handed back", job.id, job.worker)
+                self.nudge(job.queue)
 
     def _lost_delay(self, job: Job[Any]) -> float:
         return DEFAULT_STRATEGY.delay(max(0, job.rescues - 1), self._rng, self._host.clock.now().timestamp())

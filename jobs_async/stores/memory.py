@@ -166,6 +166,7 @@ class MemoryStore(Store):
                 (states is None or job.state in states)
                 and (query.queue is None or job.queue == query.queue)
                 and (query.worker is None or job.worker == query.worker)
+                and (query.node is None or job.node == query.node)
                 and (query.after is None or (job.id < query.after if query.newest_first else job.id > query.after))
                 and (not query.orphaned or self._is_orphan(job))
                 and (query.older_than is None or _runs_longer(job, query.older_than, now))
@@ -177,7 +178,7 @@ class MemoryStore(Store):
         ids: Iterable[int] = self._jobs
         if query.ids is not None:
             ids = sorted({job_id for job_id in query.ids if job_id in self._jobs})
-        elif query.orphaned or query.older_than is not None:
+        elif query.orphaned or query.older_than is not None or query.states == [JobState.executing]:
             ids = sorted(self._executing)
         ordered = reversed(list(ids)) if query.newest_first else iter(list(ids))
         return (self._jobs[job_id] for job_id in ordered)

@@ -246,3 +246,33 @@ def test_a_lease_must_outlast_four_heartbeats() -> None:
 
     with pytest.raises(OptionError, match="4 heartbeats"):
         Supervisor(lease=10, heartbeat=3)
+
+
+@virtual
+async def test_row_3_a_claim_whose_answer_got_lost_is_handed_back_by_its_own_node(world: World) -> None:
+    class Deaf(MemoryStore):
+        loses = 1
+
+        async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
+            fetched = await super().fetch(queue, limit, node=node)
+            if fetched.jobs and self.loses:
+                self.loses -= 1
+                raise StoreBusy("the answer got lost")
+            return fetched
+
+    store = Deaf(clock=world.clock)
+    async with world.supervisor(store) as jobs:
+
+        @jobs.worker
+        async def work() -> int:
+            return current_context().attempt
+
+        @jobs.worker(timeout_seconds=None)
+        async def long() -> None:
+            await asyncio.sleep(200)
+
+        stray = await work.enqueue()
+        running = await long.enqueue()
+        assert await jobs.result(stray) == 1, "the attempt that never was does not count"
+        assert now() <= 45
+        assert (await jobs.wait(running)).claim <= 2, "what really runs is left alone"

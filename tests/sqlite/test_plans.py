@@ -155,6 +155,10 @@ async def find_orphans(store: SqliteStore, _: FakeClock) -> None:
     await store.select(JobQuery(orphaned=True, newest_first=False, after=5, limit=1000))
 
 
+async def find_a_nodes_own(store: SqliteStore, _: FakeClock) -> None:
+    await store.select(JobQuery(states=[JobState.executing], node="alive", newest_first=False, limit=1000))
+
+
 async def rescue_stuck(store: SqliteStore, clock: FakeClock) -> None:
     await store.insert([new()])
     await store.fetch("default", 1, node="alive")
@@ -185,6 +189,7 @@ OPERATIONS: dict[str, tuple[Callable[[SqliteStore, FakeClock], Awaitable[None]],
     "meet an idempotency key": (meet_idempotency_key, ("jobs_async_idempotent",)),
     "run again": (run_again, ("jobs_async_unique", "INTEGER PRIMARY KEY")),
     "find orphans": (find_orphans, ("jobs_async_executing",)),
+    "find a node's own": (find_a_nodes_own, ("jobs_async_executing",)),
     "rescue stuck": (rescue_stuck, ("jobs_async_executing",)),
     "purge": (purge, ("jobs_async_ended",)),
     "by id": (by_id, ("INTEGER PRIMARY KEY",)),

@@ -100,8 +100,7 @@ WHERE jobs_async_jobs.id = step.column1
 RETURNING jobs_async_jobs.id, jobs_async_jobs.args, jobs_async_jobs.priority, jobs_async_jobs.progress
 
 -- name: is_orphaned
-state = 1
-AND node IS NOT NULL
+node IS NOT NULL
 AND NOT EXISTS (
     SELECT 1 FROM jobs_async_nodes AS owner
     WHERE owner.id = job.node

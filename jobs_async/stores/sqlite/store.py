@@ -17,6 +17,7 @@ from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
 from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
 from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, guest, work
+from jobs_async.stores.sqlite.select import SQL, select
 from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer
 from jobs_async.tasks import to_the_end
 
@@ -160,7 +161,7 @@ class SqliteStore(Store):
         now, (_, uptime) = self._clock.now(), self._clock.uptime()
         stage = due.is_due(now)
         if stage or not due.busy or uptime >= due.looked_at + STAGE_EVERY or uptime < due.looked_at:
-            ((ready, at),) = await self._read(work.SQL["peek"], {"queue": queue})
+            ((ready, at),) = await self._read(SQL["peek"], {"queue": queue})
             due.at, due.looked_at = None if at is None else rows.instant(at), uptime
             stage = due.is_due(now)
             if not ready and not stage:
@@ -179,8 +180,8 @@ class SqliteStore(Store):
     ) -> list[list[Job[Any]]]:
         now = rows.micros(self._clock.now())
         for queue in {queue for queue, _, _ in asked}:
-            await session.rows(work.SQL["stage"], {"queue": queue, "now": now})
-            ((_, at),) = await session.rows(work.SQL["peek"], {"queue": queue})
+            await session.rows(SQL["stage"], {"queue": queue, "now": now})
+            ((_, at),) = await session.rows(SQL["peek"], {"queue": queue})
             self._due[queue].at = None if at is None else rows.instant(at)
         return await self._claim(session, asked)
 
@@ -188,7 +189,7 @@ class SqliteStore(Store):
         boot, uptime = self._clock.uptime()
         now = rows.micros(self._clock.now())
         asked = {"queue": queue, "limit": limit, "node": node, "now": now, "boot": boot, "uptime": uptime}
-        jobs = [rows.to_job(row) for row in await session.rows(work.SQL["claim"], asked)]
+        jobs = [rows.to_job(row) for row in await session.rows(SQL["claim"], asked)]
         jobs.sort(key=_claim_order)
         return jobs
 
@@ -201,7 +202,7 @@ class SqliteStore(Store):
 
     async def _apply(self, session: Session, asked: list[Sequence[Transition]]) -> list[list[Job[Any] | None]]:
         steps = [step for batch in asked for step in batch]
-        applied = iter(await work.apply_steps(session, steps, self._clock.now()))
+        applied = iter(await work.apply_steps(session, steps, self._clock))
         return [list(islice(applied, len(batch))) for batch in asked]
 
     def _mind(self, jobs: Sequence[Job[Any]]) -> None:
@@ -215,7 +216,7 @@ class SqliteStore(Store):
     # --- questions and housekeeping ---
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
-        sql, params = work.select_statement(query, self._clock)
+        sql, params = select(query, self._clock)
         return [rows.to_job(row) for row in await self._read(sql, params)]
 
     async def delete(self, ids: Sequence[int]) -> int:
@@ -227,7 +228,7 @@ class SqliteStore(Store):
         return len(await self._change("purge", {"states": chosen, "before": before, "limit": limit}))
 
     async def tally(self) -> Mapping[tuple[str, JobState], int]:
-        return {(queue, JobState(state)): count for queue, state, count in await self._read(work.SQL["tally"])}
+        return {(queue, JobState(state)): count for queue, state, count in await self._read(SQL["tally"])}
 
     async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
         return await self._open_writer().do(self._set_queues, (name, paused, limit))
@@ -236,13 +237,13 @@ class SqliteStore(Store):
         return [await work.set_queue(session, *each) for each in asked]
 
     async def queues(self) -> Mapping[str, QueueInfo]:
-        return work.to_queues(await self._read(work.SQL["queues"]))
+        return work.to_queues(await self._read(SQL["queues"]))
 
     async def _change(self, statement: str, params: dict[str, Any]) -> list[Row]:
         """Run one writing statement."""
 
         async def change(session: Session, asked: list[dict[str, Any]]) -> list[list[Row]]:
-            return [await session.rows(work.SQL[statement], each) for each in asked]
+            return [await session.rows(SQL[statement], each) for each in asked]
 
         return await self._open_writer().do(change, params, single=True)
 
@@ -263,7 +264,7 @@ class SqliteStore(Store):
                 beat_at=rows.instant(beaten),
                 alive=its_boot == boot and expires > uptime,
             )
-            for _, its_boot, expires, started, beaten, info in await self._read(work.SQL["nodes"])
+            for _, its_boot, expires, started, beaten, info in await self._read(SQL["nodes"])
         ]
 
 

@@ -12,17 +12,15 @@ from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.lifecycle import NO_PATCH
 from jobs_async.core.options import NewJob, UniqueStrategy
-from jobs_async.core.store import Beat, Clock, JobQuery, Node, QueueInfo, Tick
+from jobs_async.core.store import MAX_PAGE, Beat, Clock, JobQuery, Node, QueueInfo, Tick
 from jobs_async.stores import rows
-from jobs_async.stores.sql import statements
+from jobs_async.stores.sqlite.select import SQL, select
 from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobs_async.core.lifecycle import Transition
-
-SQL = statements("jobs_async.stores.sqlite")
 
 TICKS_KEPT = timedelta(days=7)
 DEAD_NODES_KEPT = 86_400.0
@@ -131,9 +129,10 @@ def _tick(tick: Tick) -> dict[str, object]:
 # --- what becomes of them ---
 
 
-async def apply_steps(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
+async def apply_steps(session: Session, steps: Sequence[Transition], clock: Clock) -> list[Job[Any] | None]:
     """Compare and set, in order; a second step for a job may build on the first, so it is a statement of its own."""
-    await _refuse_second_life(session, steps)
+    await _refuse_second_life(session, steps, clock)
+    now = clock.now()
     applied: list[Job[Any] | None] = []
     start = 0
     for stop in _cuts(steps):
@@ -198,14 +197,15 @@ def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:
     return replace(job, args_json=args_json, priority=priority, progress=rows.to_progress(progress))
 
 
-async def _refuse_second_life(session: Session, steps: Sequence[Transition]) -> None:
+async def _refuse_second_life(session: Session, steps: Sequence[Transition], clock: Clock) -> None:
     """Two live jobs of one unique key must not come to be by running a finished one again."""
     back = [step for step in steps if step.job.unique_key and step.job.state in FINAL and step.target not in FINAL]
     if not back:
         return
     keys = {"unique_keys": rows.dumps([step.job.unique_key for step in back]), "idempotency_keys": "[]"}
     holders = [rows.to_job(row) for row in await session.rows(SQL["twins"], keys)]
-    stored = [rows.to_job(row) for row in await session.rows(*_by_ids([step.job.id for step in back]))]
+    asked = JobQuery(ids=[step.job.id for step in back], limit=MAX_PAGE)
+    stored = [rows.to_job(row) for row in await session.rows(*select(asked, clock))]
     fresh = {job.id: job for job in stored}
     taken = {job.unique_key: job for job in holders}
     for step in back:
@@ -243,45 +243,3 @@ async def beat(session: Session, node: Node, ttl: float, join: bool, clock: Cloc
     alive = bool(await session.rows(SQL["join_node" if join else "renew_node"], life))
     asked = await session.rows(SQL["asked_to_cancel"], {"id": node.id}) if alive else []
     return Beat(alive and ttl > 0, now, tuple(job_id for (job_id,) in asked))
-
-
-# --- questions ---
-
-
-def select_statement(query: JobQuery, clock: Clock) -> tuple[str, dict[str, Any]]:
-    """A query as SQL: conditions joined from fixed texts, every value a parameter."""
-    (boot, uptime), now = clock.uptime(), clock.now()
-    params: dict[str, Any] = {"limit": query.limit}
-    where = ["true"]
-
-    def need(condition: str, **values: Any) -> None:
-        where.append(condition)
-        params.update(values)
-
-    if query.ids is not None:
-        need(_IDS, ids=rows.dumps(list(query.ids)))
-    if query.states is not None:
-        need("state IN (SELECT value FROM json_each(:states))", states=rows.dumps([int(s) for s in query.states]))
-    if query.queue is not None:
-        need("queue = :queue", queue=query.queue)
-    if query.worker is not None:
-        need("worker = :worker", worker=query.worker)
-    by_id = "+id" if query.orphaned or query.older_than is not None else "id"  # + leads past the table's own order
-    if query.after is not None:
-        need(f"{by_id} < :after" if query.newest_first else f"{by_id} > :after", after=query.after)
-    if query.orphaned:
-        need(_ORPHANED, boot=boot, uptime=uptime)
-    if query.older_than is not None:
-        since = rows.micros(now - timedelta(seconds=query.older_than))
-        need("state = 1 AND attempted_at < :since", since=since)
-    order = f"ORDER BY {by_id} {'DESC' if query.newest_first else 'ASC'}"
-    return f"{_SELECT} WHERE {' AND '.join(where)} {order} LIMIT :limit", params  # fixed texts only
-
-
-_SELECT = "SELECT * FROM jobs_async_jobs AS job"
-_IDS = "id IN (SELECT value FROM json_each(:ids))"
-_ORPHANED = SQL["is_orphaned"]
-
-
-def _by_ids(ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    return f"{_SELECT} WHERE {_IDS}", {"ids": rows.dumps(list(ids))}  # fixed texts only

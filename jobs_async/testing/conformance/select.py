@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from jobs_async.testing.clock import FakeClock
 
 
+async def a_node_finds_its_own(store: Store, clock: FakeClock) -> None:
+    """`node` is who runs a job, or was the last to do so."""
+    await joined(store, "one")
+    await joined(store, "two")
+    mine = await running(store, node="one")
+    await running(store, node="two")
+    ended = await running(store, node="one")
+    await settled(store, ended, Completed())
+    await waiting(store)
+    assert set(ids(await store.select(JobQuery(node="one")))) == {mine.id, ended.id}
+    assert ids(await store.select(JobQuery(node="one", states=[JobState.executing]))) == [mine.id]
+    assert await store.select(JobQuery(node="nobody")) == []
+
+
 async def _asked(store: Store, **conditions: Any) -> list[int]:
     return ids(await store.select(JobQuery(**conditions)))
 
