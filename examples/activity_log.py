@@ -101,21 +101,25 @@ async def main(speed: float = 1.0, console: Console | None = None) -> ActivityLo
     async def failing() -> None:
         raise RuntimeError("as announced")
 
-    async with jobs, contextlib.AsyncExitStack() as stack:
-        if console.is_terminal:
-            live = stack.enter_context(Live(console=console, auto_refresh=False))
-            drawing = asyncio.create_task(keep_drawing(live, jobs, log))
-            stack.callback(drawing.cancel)
-        else:
-            telemetry.attach(lambda _event: console.print(log.lines[-1], markup=False, highlight=False))
+    async with contextlib.AsyncExitStack() as stack:
+        live: Live | None = None
+        async with jobs:
+            if console.is_terminal:
+                live = stack.enter_context(Live(console=console, auto_refresh=False))
+                drawing = asyncio.create_task(keep_drawing(live, jobs, log))
+                stack.callback(drawing.cancel)
+            else:
+                telemetry.attach(lambda _event: console.print(log.lines[-1], markup=False, highlight=False))
 
-        enqueued: list[Job[Any]] = []
-        for number in range(1, 4):
-            enqueued.append(await echo.enqueue(f"hello {number}"))
-            enqueued.append(await slow.enqueue())
-            enqueued.append(await failing.enqueue())
-            await asyncio.sleep(1 / speed)
-        await asyncio.gather(*(jobs.wait(job) for job in enqueued))
+            enqueued: list[Job[Any]] = []
+            for number in range(1, 4):
+                enqueued.append(await echo.enqueue(f"hello {number}"))
+                enqueued.append(await slow.enqueue())
+                enqueued.append(await failing.enqueue())
+                await asyncio.sleep(1 / speed)
+            await asyncio.gather(*(jobs.wait(job) for job in enqueued))
+        if live is not None:
+            live.update(await screen(jobs, log), refresh=True)  # as it is when all has been told
         console.print(await summary(jobs), highlight=False)
     return log
 

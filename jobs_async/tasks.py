@@ -28,3 +28,26 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
             task.exception()  # looked at, so that it is not reported as never retrieved
         raise cancelled
     return task.result()
+
+
+async def finish_anyway(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in a task of its own; where the caller is cancelled it is so at once, and the work goes on."""
+    task = asyncio.get_running_loop().create_task(work)
+    _unattended.add(task)
+    task.add_done_callback(_unattended.discard)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.add_done_callback(_look_at)
+        raise
+    return task.result()
+
+
+_unattended: set[asyncio.Task[Any]] = set()
+"""Held here, for the event loop itself does not hold its tasks."""
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """So that an error nobody waits for is not reported as never retrieved."""
+    if not task.cancelled():
+        task.exception()

@@ -35,6 +35,9 @@ Handler = Callable[[Event], Awaitable[object] | object]
 MAX_NESTING = 4
 """How deep events may go that handlers cause by what they do; deeper ones are dropped with a warning."""
 
+HANDLER_SECONDS = 5.0
+"""How long an async handler may take for one event before it is cut."""
+
 logger = logging.getLogger("jobs_async.telemetry")
 
 
@@ -54,7 +57,8 @@ _current: ContextVar[_Delivery | None] = ContextVar("jobs_async_delivery", defau
 class Telemetry:
     """A list of handlers, at most `max_handlers`. Give one to a Supervisor, or several Supervisors.
 
-    A handler is a sync or async callable that takes an event. It is awaited before the next one, so keep it quick.
+    A handler is a sync or async callable that takes an event. It is awaited before the next one, so keep it quick; an
+    async one is cut after 5 seconds.
     """
 
     def __init__(self, max_handlers: int | None = 8) -> None:
@@ -148,7 +152,8 @@ async def _call(handler: Handler, event: Event) -> None:
     try:
         answer = handler(event)
         if inspect.isawaitable(answer):
-            await answer
+            async with asyncio.timeout(HANDLER_SECONDS):
+                await answer
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

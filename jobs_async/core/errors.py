@@ -108,6 +108,10 @@ class StoreBusy(StoreError):
     """The database stayed locked by somebody else for as long as the call may wait."""
 
 
+class WriteRefused(StoreError):
+    """The database will not take this, however often it is asked."""
+
+
 class StoreClosed(StoreError):
     """The store is not open: use it in `async with`, or give it to a Supervisor."""
 

@@ -125,7 +125,7 @@ class QueueResumed(QueueEvent, frozen=True):
 
 def outcome_event(step: Transition, job: Job[Any], at: datetime, duration_ms: int = 0) -> Event:
     """The event that tells of an applied transition out of a run."""
-    error = None if step.error is None else step.error.error
+    error = job.last_error.error if job.last_error else None
     if step.rescue_delta and job.state is not JobState.discarded:
         return JobRescued(job=job, at=at)
     match job.state:

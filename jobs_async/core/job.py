@@ -33,6 +33,12 @@ class JobState(IntEnum):
     cancelled = 5
     scheduled = 6
 
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec) if spec else self.name
+
 
 WAITING = frozenset({JobState.available, JobState.scheduled, JobState.retryable})
 """States from which a job will still start; with `executing` they are the live states, which hold a unique key."""

@@ -29,7 +29,7 @@ from jobs_async.core.retry import DEFAULT_STRATEGY
 from jobs_async.core.store import MAX_PAGE, JobQuery, Node
 from jobs_async.core.version import VERSION
 from jobs_async.runtime.loops import Bell, every
-from jobs_async.runtime.queue_runner import QueueRunner, all_ended
+from jobs_async.runtime.queue_runner import QueueRunner
 from jobs_async.runtime.run import Cause, Host, Run
 from jobs_async.runtime.settler import Settler
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CANCEL_GRACE = 3.0
 """Seconds a handler has, once cancelled, to clean up."""
-FLUSH_GRACE = 1.5
+FLUSH_GRACE = 0.8
 """Seconds the last settlements have, and then the farewell to the store."""
 
 logger = logging.getLogger("jobs_async")
@@ -218,10 +218,10 @@ class Engine:
         for runner in runners:
             runner.stop()
         self._rescuing.ring()
-        if not await all_ended(runners, self._settings.shutdown_timeout):
+        if not await self._all_settled(self._settings.shutdown_timeout):
             for run in self.all_runs():
                 run.stop(Cause.STOP)
-            await all_ended(runners, CANCEL_GRACE)
+            await self._all_settled(CANCEL_GRACE)
         self._leaving = True
         self._beating.ring()
         with suppress(TimeoutError):
@@ -234,10 +234,26 @@ class Engine:
             tuple(run.job.id for run in self.all_runs() if run.task and not run.task.done()),
             tuple(run.job.id for run in self.all_runs() if not run.task or run.task.done()),
         )
+        if not self.report.is_clean:
+            logger.warning(
+                "stopped while jobs %s still ran, and jobs %s could not be settled; others will rescue them",
+                list(self.report.still_running),
+                list(self.report.unsettled),
+            )
         if self.runners and self.report.is_clean:
             with suppress(Exception):
                 async with asyncio.timeout(FLUSH_GRACE):
                     await self._host.store.beat(self._node, 0.0)
+
+    async def _all_settled(self, seconds: float) -> bool:
+        """Wait until no run is left that has not ended and been settled; whether that came true in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                for runner in self.runners.values():
+                    await runner.empty.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # --- being alive, and looking after the dead ---
 
@@ -263,7 +279,20 @@ class Engine:
             await self._host.store.beat(self._node, self._settings.lease, join=True)
         for job_id in beat.cancel:
             self.cancel(job_id)
+        await self._stop_what_is_taken()
         await self._heed_limits()
+
+    async def _stop_what_is_taken(self) -> None:
+        """Tell handlers whose job is no longer theirs: its unique key taken over, rescued by a tool, deleted."""
+        runs = [run for run in self.all_runs() if run.outcome is None and run.cause is None]
+        for start in range(0, len(runs), MAX_PAGE):
+            page = runs[start : start + MAX_PAGE]
+            query = JobQuery(ids=[run.job.id for run in page], limit=MAX_PAGE)
+            rows = await self._host.store.select(query)
+            held = {(job.id, job.claim) for job in rows if job.state is JobState.executing}
+            for run in page:
+                if (run.job.id, run.job.claim) not in held and run.outcome is None:
+                    self._cancel(run)
 
     async def _heed_limits(self) -> None:
         """Limits set at run time, here or elsewhere, overrule the ones we were built with."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterable
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -11,17 +13,25 @@ from msgspec.structs import replace
 from jobs_async.clock import SystemClock
 from jobs_async.core import limits
 from jobs_async.core.context import current
-from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, WorkerNotFound
+from jobs_async.core.errors import (
+    ArgsError,
+    IllegalTransition,
+    OptionError,
+    ResultError,
+    UnreadableArgs,
+    WorkerNotFound,
+)
 from jobs_async.core.events import Event, JobCancelled, JobDuplicate, JobEnqueued, QueuePaused, QueueResumed
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, cancel, rerun
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
-from jobs_async.core.store import Clock, JobQuery, Store, validate_store
+from jobs_async.core.store import MAX_PAGE, Clock, JobQuery, Store, validate_store
 from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.urls import store_from_url
+from jobs_async.tasks import finish_anyway
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from typing_extensions import Unpack
@@ -34,6 +44,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 MAX_BATCH = 10_000
+CLOSE_SECONDS = 1.0
+"""How long a stop waits for the store to close."""
+
+logger = logging.getLogger("jobs_async")
 
 
 class Operator:
@@ -92,6 +106,8 @@ class Operator:
                 raise OptionError("a Draft brings its own arguments and options")
             draft = worker
         else:
+            if opts is not None and not isinstance(opts, JobOpts):
+                raise OptionError(f"opts must be JobOpts, not {limits.type_name(opts)}")
             draft = Draft(worker, args, JobOpts(**options).over(opts or NO_OPTIONS))
         return (await self.enqueue_many([draft], connection=connection))[0]
 
@@ -101,6 +117,9 @@ class Operator:
         Raises:
             As `enqueue`.
         """
+        given: object = drafts
+        if not isinstance(given, Iterable):
+            raise OptionError(f"enqueue_many takes Drafts, not a {limits.type_name(given)}")
         new = [self._decided(draft) for draft in drafts]
         if len(new) > MAX_BATCH:
             raise OptionError(f"enqueue at most {MAX_BATCH:,} jobs at once, not {len(new):,}")
@@ -108,14 +127,21 @@ class Operator:
             return []
         await self._ensure_open()
         if connection is None:
-            jobs = await self.store.insert(new)
-        else:
-            jobs = await self._insert_within(new, connection)
-        await self._announce(jobs, in_transaction=connection is not None)
+            return await finish_anyway(self._insert(new))
+        jobs = await self._insert_within(new, connection)
+        await self._announce(jobs, in_transaction=True)
+        return jobs
+
+    async def _insert(self, new: Sequence[NewJob]) -> list[Job[Any]]:
+        """What is stored is told of and started, even where the caller no longer waits for it."""
+        jobs = await self.store.insert(new)
+        await self._announce(jobs, in_transaction=False)
         return jobs
 
     def _decided(self, draft: Draft[Any]) -> NewJob:
         """call > worker > default; the correlation id of the job that enqueues is passed on."""
+        if not isinstance(draft, Draft):
+            raise OptionError(f"enqueue_many takes Drafts, not a {limits.type_name(draft)}")
         worker = self._workers.get(draft.worker)
         if worker is None and self._strict:
             raise WorkerNotFound(f"no worker {draft.worker!r} is registered with this Supervisor, which is strict")
@@ -123,7 +149,7 @@ class Operator:
         if worker is not None:
             opts = opts.over(worker.opts)
             if not draft.is_checked:
-                worker.check(draft.args_json)
+                _check(worker, draft)
         context = current.get(None)
         if context is not None and opts.correlation_id is None and context.correlation_id is not None:
             opts = opts.over(JobOpts(correlation_id=context.correlation_id))
@@ -143,8 +169,7 @@ class Operator:
         if self.telemetry is not None and self.telemetry.is_watched:
             at = self.clock.now()
             events: list[Event] = []
-            replaced = [job.replaces for job in jobs if job.replaces is not None]
-            for old in await self.store.select(JobQuery(ids=replaced)) if replaced and not in_transaction else ():
+            for old in [] if in_transaction else await self._replaced_by(jobs):
                 events.append(JobCancelled(job=old, at=at, error_msg=_reason(old)))
             for job in jobs:
                 if job.duplicate:
@@ -160,6 +185,17 @@ class Operator:
             if job.replaces is not None:
                 self._engine.cancel(job.replaces)
 
+    async def _replaced_by(self, jobs: Sequence[Job[Any]]) -> list[Job[Any]]:
+        """The records of the jobs that these have replaced."""
+        ids = [job.replaces for job in jobs if job.replaces is not None]
+        found: list[Job[Any]] = []
+        try:
+            for start in range(0, len(ids), MAX_PAGE):
+                found += await self.store.select(JobQuery(ids=ids[start : start + MAX_PAGE], limit=MAX_PAGE))
+        except Exception:
+            logger.exception("replaced jobs could not be read; their events are missing")
+        return found
+
     # --- looking ---
 
     async def get(self, job_id: int) -> Job[Any]:
@@ -173,6 +209,8 @@ class Operator:
 
     async def find(self, query: JobQuery | None = None) -> Sequence[Job[Any]]:
         """Read a page of jobs, newest first by default; go on with `after=` the last id."""
+        if query is not None and not isinstance(query, JobQuery):
+            raise OptionError(f"find takes a JobQuery, not a {limits.type_name(query)}")
         await self._ensure_open()
         return await self.store.select(query or JobQuery())
 
@@ -193,9 +231,15 @@ class Operator:
             TimeoutError: it has not ended within `timeout` seconds; it goes on.
             StoreClosed: this Supervisor was stopped meanwhile.
         """
-        await self._ensure_open()
         seconds = None if timeout is None else limits.seconds(timeout, "timeout")
-        return self._typed(await self._waiters.wait(job if isinstance(job, int) else job.id, seconds))
+        job_id = limits.integer(job.id if isinstance(job, Job) else job, "a job's id", 0, 2**63 - 1)
+        await self._ensure_open()
+        try:
+            return self._typed(await self._waiters.wait(job_id, seconds))
+        except TimeoutError:
+            late = await self.store.get(job_id)
+            where = f"job {job_id} ({late.worker}) is still {late.state.name} in queue {late.queue!r}"
+            raise TimeoutError(f"{where} after {seconds:g} seconds; it goes on") from None
 
     async def result(self, job: Job[R], /, *, timeout: Seconds | None = None) -> R:
         """What the job's worker returned.
@@ -307,7 +351,16 @@ class Operator:
     async def _close_store(self) -> None:
         if self._opened_by_us:
             self._opened_by_us = False
-            await self.store.close()
+            closing = asyncio.get_running_loop().create_task(self.store.close(), name="jobs_async closing")
+            await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+
+
+def _check(worker: WorkerDef, draft: Draft[Any]) -> None:
+    """What does not fit a worker that is known here is refused here."""
+    try:
+        worker.check(draft.args_json)
+    except UnreadableArgs as error:
+        raise ArgsError(str(error)) from None
 
 
 def _reason(job: Job[Any]) -> str | None:

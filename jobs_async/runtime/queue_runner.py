@@ -52,6 +52,8 @@ class QueueRunner:
         self.name = name
         self.slots = Slots(limit)
         self.runs: dict[tuple[int, int], Run] = {}
+        self.empty = asyncio.Event()
+        self.empty.set()
         self._host = host
         self._node = node
         self._find = find
@@ -111,17 +113,26 @@ class QueueRunner:
                 run.outcome = await self._verdict(job, worker)
             self.slots.take()
             self.runs[job.id, job.claim] = run
+            self.empty.clear()
             runs.append(run)
         if runs and self._telemetry is not None and self._telemetry.is_watched:
             at = self._host.clock.now()
             await self._telemetry.deliver([JobStarted(job=run.job, at=at) for run in runs if run.outcome is None])
         for run in runs:
-            if run.outcome is None and not self._stopping:
+            run.outcome = run.outcome or self._second_thought(run)
+            if run.outcome is None:
                 run.start(self._threads, self._ended)
                 self._deadlines.watch(run)
             else:
-                run.outcome = run.outcome or Interrupted()
                 self._ended(run)
+
+    def _second_thought(self, run: Run) -> Outcome | None:
+        """Telling of the claim took its time: has anything come up against starting it?"""
+        if run.cause is Cause.CANCELLED:
+            return Cancelled(Cause.CANCELLED.value)
+        if self._stopping or run.cause is not None or run.job.node != self._node():
+            return Interrupted()
+        return None
 
     async def _verdict(self, job: Job[Any], worker: WorkerDef | None) -> Outcome | None:
         """What becomes of a job that is not to be run here at all."""
@@ -150,6 +161,8 @@ class QueueRunner:
         for run in ended:
             del self.runs[run.job.id, run.job.claim]
         self.slots.give_back(len(ended))
+        if not self.runs:
+            self.empty.set()
         self._bell.ring()
 
     def close(self) -> None:
@@ -162,15 +175,3 @@ def _nobody(_args: Any, _ctx: Any) -> None:
 
 
 _NOBODY = WorkerDef("nobody", _nobody)
-
-
-async def all_ended(runners: Iterable[QueueRunner], seconds: float) -> bool:
-    """Wait until no run is left, or for so many seconds; whether none is left."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while tasks := {run.task for runner in runners for run in runner.runs.values() if run.task and not run.task.done()}:
-        left = deadline - loop.time()
-        if left <= 0:
-            return False
-        await asyncio.wait(tasks, timeout=left)
-    return True

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobs_async")
 
 NEVER = float("inf")
+STRATEGY_SECONDS = 5.0
+"""How long an async retry strategy may take."""
 
 
 class Cause(Enum):
@@ -98,6 +100,8 @@ class Run:
     __slots__ = (
         "_began_at",
         "_done",
+        "_in_thread",
+        "_is_cut",
         "_loop",
         "cancelled",
         "cause",
@@ -120,6 +124,8 @@ class Run:
         self.outcome: Outcome | None = None
         self.task: asyncio.Task[None] | None = None
         self.retry_in = 0.0
+        self._in_thread = False
+        self._is_cut = False
         self.duration = 0.0
         self.deadline_at = NEVER
         self._began_at = 0.0
@@ -179,9 +185,10 @@ class Run:
         self.cancelled.set()
 
     def stop(self, cause: Cause) -> None:
-        """Tell it, and cancel its task; a thread cannot be cancelled and keeps its slot until it ends."""
+        """Tell it, and cancel its task, once; a thread cannot be cancelled and keeps its slot until it ends."""
         self.warn(cause)
-        if self.worker.is_async and self.task is not None:
+        if self.task is not None and not self._in_thread and not self._is_cut:
+            self._is_cut = True
             self.task.add_done_callback(self._never_began)
             self.task.cancel()
 
@@ -192,10 +199,12 @@ class Run:
             try:
                 value = await self._call(threads)
                 self.outcome = self._judge(None, value)
+                if isinstance(self.outcome, Failed):  # timed out, and came back with something all the same
+                    await self._prepare_retry(asyncio.CancelledError())
             except BaseException as error:
                 self.outcome = self._judge(error)
-            if isinstance(self.outcome, Failed) and self.job.attempt < self.job.max_attempts:
-                self.retry_in = await self._retry_delay()
+                if isinstance(self.outcome, Failed):
+                    await self._prepare_retry(error)
         except BaseException as error:
             if self.outcome is None:
                 self.outcome = Failed(failure_of(error))
@@ -205,7 +214,12 @@ class Run:
     async def _call(self, threads: CapacityLimiter) -> Any:
         if self.worker.is_async:
             return await self.worker.invoke(self.job.args_json, self)
+        self._in_thread = True
         value = await anyio.to_thread.run_sync(self.worker.invoke, self.job.args_json, self, limiter=threads)
+        self._in_thread = False
+        if self.cause is not None and inspect.iscoroutine(value):
+            value.close()
+            return None
         return await value if inspect.isawaitable(value) else value
 
     def _judge(self, error: BaseException | None, value: Any = None) -> Outcome:
@@ -230,9 +244,6 @@ class Run:
             case asyncio.CancelledError() if self.cause is not None:
                 return Interrupted()
             case _:
-                logger.warning(
-                    "job %d (%s) failed in attempt %d", self.job.id, self.job.worker, self.job.attempt, exc_info=error
-                )
                 return Failed(failure_of(error))
 
     def _pack(self, value: Any) -> str | None:
@@ -245,13 +256,33 @@ class Run:
             logger.warning("job %d (%s) completed, but its %s", self.job.id, self.job.worker, error)
             return None
 
+    async def _prepare_retry(self, error: BaseException) -> None:
+        """Find out when to try again, and tell the log what happened."""
+        job, then = self.job, "no attempt is left"
+        if job.attempt < job.max_attempts:
+            self.retry_in = await self._retry_delay()
+            then = f"next in {self.retry_in:.1f} s"
+        told = None if self.cause is Cause.TIMEOUT else error
+        what = "timed out" if told is None else "failed"
+        logger.warning(
+            "job %d (%s) %s in attempt %d of %d; %s",
+            job.id,
+            job.worker,
+            what,
+            job.attempt,
+            job.max_attempts,
+            then,
+            exc_info=told,
+        )
+
     async def _retry_delay(self) -> float:
         """The worker's own strategy; where that fails, the default one."""
         index, rng, now = max(0, self.job.attempt - 1), self.host.rng, self.host.clock.now().timestamp()
         try:
             answer = retry.ask(self.worker.retry_strategy, index, rng, now)
             if not isinstance(answer, (int, float, timedelta)):
-                answer = await answer
+                async with asyncio.timeout(STRATEGY_SECONDS):
+                    answer = await answer
             return retry.bounded(answer)
         except BaseException:
             logger.warning("the retry strategy of %s failed; using the default", self.job.worker, exc_info=True)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from jobs_async.core.errors import WriteRefused
 from jobs_async.core.events import Event, StaleSettlement, outcome_event
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
@@ -29,6 +30,9 @@ MAX_BATCH = 500
 FIRST_PAUSE, MAX_PAUSE = 0.05, 5.0
 TRIES_TOGETHER = 3
 """Failures after which a batch is written one by one, so that one bad row cannot hold up its neighbours."""
+
+REFUSALS = (WriteRefused, ValueError, TypeError)
+REFUSED = "SettlementRefused"
 
 Release = Callable[[list[Run]], None]
 
@@ -104,21 +108,31 @@ class Settler:
         return StaleSettlement(job=run.job, at=self._clock.now())
 
     async def write(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
-        """Apply transitions, insisting while the store is away; what it will never take ends as a discard."""
+        """Apply transitions, insisting while the store is away.
+
+        Where the store refuses a batch for good, each step is written by itself; one that it will never take ends its
+        job as a discard, and where it does not even take that, None.
+        """
         pause, tries = FIRST_PAUSE, 0
         while True:
             try:
                 return await self._store.apply(steps)
             except Exception as error:
                 tries += 1
-                logger.warning("%d settlements could not be written (%s); trying again", len(steps), error)
-                if tries == TRIES_TOGETHER and len(steps) > 1:
+                refused = isinstance(error, REFUSALS)
+                logger.warning("%d settlements could not be written (%s)", len(steps), error)
+                if len(steps) > 1 and (refused or tries == TRIES_TOGETHER):
                     return [job for step in steps for job in await self.write([step])]
-                if tries == TRIES_TOGETHER and isinstance(error, ValueError | TypeError) and steps[0].result:
-                    text = f"its settlement was refused: {type(error).__name__}"
-                    steps = [decide(steps[0].job, Discarded(Failure("SettlementRefused", text)))]
+                if refused:
+                    return await self._discard_instead(steps[0], error)
             await asyncio.sleep(self._rng.uniform(0, pause))
             pause = min(pause * 2, MAX_PAUSE)
+
+    async def _discard_instead(self, step: Transition, error: Exception) -> list[Job[Any] | None]:
+        if step.error is not None and step.error.type == REFUSED:
+            return [None]
+        failure = Failure(REFUSED, f"its settlement was refused: {type(error).__name__}")
+        return await self.write([decide(step.job, Discarded(failure))])
 
     async def _insist(self, ask: Callable[[], Any]) -> Any:
         pause = FIRST_PAUSE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
@@ -38,6 +39,8 @@ P = ParamSpec("P")
 C = TypeVar("C")
 
 MAX_CONCURRENCY = 10_000
+
+logger = logging.getLogger("jobs_async")
 
 
 class Queue:
@@ -98,8 +101,13 @@ class Supervisor(Operator):
             raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
         self._starting = asyncio.Lock()
         self._was_stopped = False
+        self._stopping: asyncio.Task[ShutdownReport] | None = None
         for one in collect(workers):
             self._register(one)
+
+    def __repr__(self) -> str:
+        life = "running" if self.is_running else "stopped" if self._was_stopped else "not started"
+        return f"Supervisor({self.store!r}, queues={self._queues!r}, {life})"
 
     # --- workers ---
 
@@ -169,6 +177,8 @@ class Supervisor(Operator):
                 return
             for worker in self._workers.values():
                 binding.attach(worker, self)
+                if self._queues and worker.opts.queue not in self._queues:
+                    logger.info("jobs of %s go to queue %s, which is not run here", worker.name, worker.opts.queue)
             await self._ensure_open()
             engine = Engine(
                 self,
@@ -193,19 +203,24 @@ class Supervisor(Operator):
         waits for the same end. A job whose handler would not end stays executing and is rescued after the lease.
         Cancelling the caller does not cancel the stop.
         """
-        engine = self._engine
-        if engine is not None:
-            engine.ask_to_stop()
-            await engine.ended()
-            report = engine.report
-        else:
-            report = ShutdownReport()
-        if self._engine is engine:
-            self._engine, self._was_stopped = None, True
-            binding.detach(self)
+        if self._stopping is None or self._stopping.done():
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="jobs_async stop")
+        stopping = self._stopping
+        await asyncio.wait({stopping})
+        return stopping.result()
+
+    async def _stop(self) -> ShutdownReport:
+        async with self._starting:  # a start that is under way comes first
+            engine, report = self._engine, ShutdownReport()
+            if engine is not None:
+                engine.ask_to_stop()
+                await engine.ended()
+                report = engine.report
+                self._engine, self._was_stopped = None, True
+                binding.detach(self)
             self._waiters.close()
             await self._close_store()
-        return report
+            return report
 
     async def run(self) -> None:
         """Start, and come back when stopped: a task to be run beside a server. Cancelling it stops."""

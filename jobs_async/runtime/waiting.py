@@ -56,6 +56,7 @@ class Waiters:
         """Ask no more; who still waits is told."""
         if self._poller is not None:
             self._poller.cancel()
+            self._poller = None
         for job_id in list(self._waiting):
             self._answer(job_id, StoreClosed(f"the Supervisor was stopped before job {job_id} ended"))
 

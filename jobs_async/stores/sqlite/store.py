@@ -18,7 +18,7 @@ from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node
 from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, guest, work
 from jobs_async.stores.sqlite.select import SQL, select
-from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer
+from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, typed
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ class SqliteStore(Store):
 
     async def _open(self) -> None:
         async with self._opening:
-            if self._writer is not None:
+            if self.is_open:
                 return
+            await file.disconnect(self._read_connection, self._write_connection)  # of an event loop that has ended
             if sqlite3.sqlite_version_info < (3, 38):
                 raise StoreError(f"SQLite 3.38 or newer is needed, this Python brings {sqlite3.sqlite_version}")
             try:
@@ -107,7 +108,7 @@ class SqliteStore(Store):
 
     @property
     def is_open(self) -> bool:
-        return self._writer is not None
+        return self._writer is not None and self._writer.is_alive
 
     def _open_writer(self) -> Writer:
         if self._writer is None:
@@ -117,7 +118,10 @@ class SqliteStore(Store):
     async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
         if self._reader is None:
             raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
-        return await self._reader.rows(sql, params)
+        try:
+            return await self._reader.rows(sql, params)
+        except (sqlite3.Error, ValueError) as error:
+            raise typed(error) from error
 
     # --- jobs in ---
 

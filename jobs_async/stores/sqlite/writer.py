@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs_async.clock import stopwatch
-from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError
+from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError, WriteRefused
 from jobs_async.stores.sql import with_rows
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ MAX_GROUP = 200
 MAX_ROWS = 512
 """Rows of a batch in one statement."""
 
-_FAILURES = (sqlite3.Error, OSError, ValueError, OverflowError, JobsError)
+_REFUSALS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, ValueError, TypeError, OverflowError)
+"""What SQLite or its driver will say again however often it is asked."""
 
 
 class Session:
@@ -83,7 +85,8 @@ class Writer:
         self._queue: list[_Piece] = []
         self._wake = asyncio.Event()
         self._closing = False
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="jobs_async sqlite writer")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="jobs_async sqlite writer")
 
     async def do(
         self,
@@ -102,13 +105,21 @@ class Writer:
         Raises:
             StoreBusy: somebody else held the database for `patience` seconds; `advice` says what to do.
             StoreClosed: the store was closed.
+            StoreError: this is not the event loop in which it was opened.
         """
         if self._closing:
             raise StoreClosed("the store is closed")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise StoreError("the store was opened in another event loop; call it there, or from a thread through it")
+        future: asyncio.Future[Answer] = loop.create_future()
         self._queue.append(_Piece(work, item, future, single, stopwatch() + patience, advice))
         self._wake.set()
         return await future
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._task.done()
 
     async def close(self) -> None:
         """Finish what was handed in, then end."""
@@ -136,11 +147,11 @@ class Writer:
         """Run a group in one transaction; what met a foreign lock comes back, to be tried again."""
         try:
             results = await self._transaction(group)
-        except _FAILURES as error:
+        except Exception as error:
             if is_busy(error):
                 return self._refuse_all(group) if self._closing else self._patient(group)
             if len(group) == 1:
-                _answer(group[0].future, error=_typed(error))
+                _answer(group[0].future, error=typed(error))
                 return []
             return [piece for each in group for piece in await self._commit([each])]
         for piece, result in results.items():
@@ -157,9 +168,10 @@ class Writer:
         try:
             results = await self._serve(works)
             await self._session.rows("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                await self._session.rows("ROLLBACK")
+        except BaseException:  # a cancelled COMMIT may have come through: then there is nothing to roll back
+            with suppress(Exception):
+                if self._connection.in_transaction:
+                    await self._session.rows("ROLLBACK")
             raise
         return results
 
@@ -209,7 +221,9 @@ def is_busy(error: BaseException) -> bool:
     return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _typed(error: Exception) -> Exception:
+def typed(error: Exception) -> Exception:
     if isinstance(error, JobsError):
         return error
+    if isinstance(error, _REFUSALS):
+        return WriteRefused(f"SQLite refused: {type(error).__name__}")
     return StoreError(f"SQLite refused: {error}").with_traceback(error.__traceback__)
