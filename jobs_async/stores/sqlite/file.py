@@ -15,7 +15,11 @@ from jobs_async.core.errors import SchemaError
 from jobs_async.stores.sql import migrations, split
 from jobs_async.stores.sqlite.writer import BUSY_WAIT, PATIENCE, Session, is_busy
 
-_SETTINGS = ("PRAGMA synchronous = FULL", "PRAGMA journal_size_limit = 4194304")
+_SETTINGS = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA journal_size_limit = 4194304",
+    "PRAGMA cache_size = -16000",  # KiB: the indexes of what is live and the end of the table
+)
 _MIGRATIONS = """
 CREATE TABLE IF NOT EXISTS jobs_async_migrations (version INTEGER NOT NULL PRIMARY KEY, applied_at TEXT NOT NULL) STRICT
 """

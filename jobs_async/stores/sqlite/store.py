@@ -200,14 +200,13 @@ class SqliteStore(Store):
     async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
         if not steps:
             return []
-        applied = await self._open_writer().do(self._apply, steps, single=work.is_single(steps))
+        batch = work.Batch(steps)
+        applied = await self._open_writer().do(self._apply, batch, single=batch.is_single)
         self._mind([job for job in applied if job is not None])
         return applied
 
-    async def _apply(self, session: Session, asked: list[Sequence[Transition]]) -> list[list[Job[Any] | None]]:
-        steps = [step for batch in asked for step in batch]
-        applied = iter(await work.apply_steps(session, steps, self._clock))
-        return [list(islice(applied, len(batch))) for batch in asked]
+    async def _apply(self, session: Session, asked: list[work.Batch]) -> list[list[Job[Any] | None]]:
+        return [await work.apply_steps(session, batch, self._clock) for batch in asked]
 
     def _mind(self, jobs: Sequence[Job[Any]]) -> None:
         """Remember the earliest time at which one of these is due."""

@@ -129,39 +129,43 @@ def _tick(tick: Tick) -> dict[str, object]:
 # --- what becomes of them ---
 
 
-async def apply_steps(session: Session, steps: Sequence[Transition], clock: Clock) -> list[Job[Any] | None]:
+class Batch:
+    """Transitions to be applied in order, cut into stretches that one statement each can write."""
+
+    __slots__ = ("relives", "stretches")
+
+    def __init__(self, steps: Sequence[Transition]) -> None:
+        self.stretches = _stretches(steps)
+        self.relives = [step for step in steps if step.job.unique_key and step.job.state in FINAL]
+
+    @property
+    def is_single(self) -> bool:
+        """Is applying these one statement?"""
+        return len(self.stretches) == 1 and len(self.stretches[0]) <= MAX_ROWS and not self.relives
+
+
+async def apply_steps(session: Session, batch: Batch, clock: Clock) -> list[Job[Any] | None]:
     """Compare and set, in order; a second step for a job may build on the first, so it is a statement of its own."""
-    await _refuse_second_life(session, steps, clock)
+    if batch.relives:
+        await _refuse_second_life(session, batch.relives, clock)
     now = clock.now()
-    applied: list[Job[Any] | None] = []
-    start = 0
-    for stop in _cuts(steps):
-        applied += await _apply_alike(session, steps[start:stop], now)
-        start = stop
-    return applied
+    return [job for stretch in batch.stretches for job in await _apply_alike(session, stretch, now)]
 
 
-def is_single(steps: Sequence[Transition]) -> bool:
-    """Is applying these one statement?"""
-    return (
-        len(steps) <= MAX_ROWS
-        and len(_cuts(steps)) == 1
-        and not any(step.job.unique_key and step.job.state in FINAL for step in steps)
-    )
-
-
-def _cuts(steps: Sequence[Transition]) -> list[int]:
-    """Where to end each stretch of one kind and without a job named twice."""
-    cuts: list[int] = []
+def _stretches(steps: Sequence[Transition]) -> list[list[Transition]]:
+    """Consecutive steps of one kind and without a job named twice."""
+    stretches: list[list[Transition]] = []
     seen: set[int] = set()
-    kind = bool(steps) and _just_ends(steps[0])
-    for index, step in enumerate(steps):
-        if step.job.id in seen or _just_ends(step) is not kind:
-            cuts.append(index)
+    kind = None
+    for step in steps:
+        ends = _just_ends(step)
+        if ends is not kind or step.job.id in seen:
+            kind = ends
             seen.clear()
-            kind = _just_ends(step)
+            stretches.append([])
         seen.add(step.job.id)
-    return [*cuts, len(steps)]
+        stretches[-1].append(step)
+    return stretches
 
 
 def _just_ends(step: Transition) -> bool:
@@ -199,7 +203,7 @@ def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:
 
 async def _refuse_second_life(session: Session, steps: Sequence[Transition], clock: Clock) -> None:
     """Two live jobs of one unique key must not come to be by running a finished one again."""
-    back = [step for step in steps if step.job.unique_key and step.job.state in FINAL and step.target not in FINAL]
+    back = [step for step in steps if step.target not in FINAL]
     if not back:
         return
     keys = {"unique_keys": rows.dumps([step.job.unique_key for step in back]), "idempotency_keys": "[]"}
