@@ -195,19 +195,19 @@ class Run:
     async def _guard(self, threads: CapacityLimiter) -> None:
         """The boundary: nothing a handler raises gets out, not even what would end the loop."""
         current.set(self)
+        value, raised = None, None
         try:
-            try:
-                value = await self._call(threads)
-                self.outcome = self._judge(None, value)
-                if isinstance(self.outcome, Failed):  # timed out, and came back with something all the same
-                    await self._prepare_retry(asyncio.CancelledError())
-            except BaseException as error:
-                self.outcome = self._judge(error)
-                if isinstance(self.outcome, Failed):
-                    await self._prepare_retry(error)
+            value = await self._call(threads)
         except BaseException as error:
+            raised = error
+        try:
+            self.outcome = self._judge(raised, value)
+            if isinstance(self.outcome, Failed):
+                await self._prepare_retry(raised)
+        except BaseException as error:  # cancelled meanwhile, or text that cannot be read
             if self.outcome is None:
                 self.outcome = Failed(failure_of(error))
+        raised = None  # its traceback holds this frame
         self.duration = self._loop.time() - self._began_at
         self._done(self)
 
@@ -237,9 +237,7 @@ class Run:
                 return Snoozed(seconds)
             case Cancel():
                 return Cancelled(safe(str(error)))
-            case Discard():
-                return Discarded(failure_of(error))
-            case UnreadableArgs():
+            case Discard() | UnreadableArgs():
                 return Discarded(failure_of(error))
             case asyncio.CancelledError() if self.cause is not None:
                 return Interrupted()
@@ -256,7 +254,7 @@ class Run:
             logger.warning("job %d (%s) completed, but its %s", self.job.id, self.job.worker, error)
             return None
 
-    async def _prepare_retry(self, error: BaseException) -> None:
+    async def _prepare_retry(self, error: BaseException | None) -> None:
         """Find out when to try again, and tell the log what happened."""
         job, then = self.job, "no attempt is left"
         if job.attempt < job.max_attempts:

@@ -24,6 +24,7 @@ from jobs_async import (
     WorkerNotFound,
     validate_store,
 )
+from jobs_async.runtime.engine import Settings
 from tests.runtime.support import World, virtual
 
 DEEP: Any = "leaf"
@@ -226,3 +227,11 @@ def test_a_page_has_a_bound(limit: Any) -> None:
 def test_nothing_shows_its_secrets() -> None:
     opts = JobOpts(unique_key="s3cret", idempotency_key="s3cret", meta={"k": "s3cret"})
     assert "s3cret" not in f"{opts!r} {Draft('work', 's3cret', opts)!r}"
+
+
+def test_vector_1_defaults_of_a_supervisor_and_its_queues() -> None:
+    queue, settings = Queue(), Settings()
+    assert (queue.name, queue.concurrency) == ("default", 10)
+    assert repr(Supervisor()).endswith("queues={'default': 10}, not started)")
+    assert (settings.poll_interval, settings.shutdown_timeout) == (1, 30)
+    assert (settings.heartbeat, settings.lease, settings.rescue_interval, settings.max_rescues) == (5, 30, 10, 3)
