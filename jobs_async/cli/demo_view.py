@@ -47,6 +47,7 @@ class View:
         """Say what is about to happen; `before` is how far an unfinished run is."""
         if before is None:
             self.line(f"indexing {shown(folder)}")
+            self.line("three broken files are among them on purpose: they fail, are retried and given up")
             self.line("kill it at any moment, even with kill -9: started again, it goes on where it was")
         else:
             self.line(f"going on with {shown(folder)}: {before.ended:,} of {before.total:,} files are done")
