@@ -80,32 +80,29 @@ class Settler:
         steps = [run.step() for run in runs]
         applied = await self.write(steps)
         events: list[Event] = []
-        watched = self._telemetry is not None and self._telemetry.is_watched
-        at = self._clock.now() if watched else None
-        for run, step, job in zip(runs, steps, applied, strict=True):
-            if job is None:
-                event: Event | None = await self._settle_again(run)
-            else:
+        at = self._clock.now() if self._telemetry is not None and self._telemetry.is_watched else None
+        for run, first, written in zip(runs, steps, applied, strict=True):
+            step, job = (first, written) if written is not None else await self._settle_again(run)
+            if job is not None:
                 self._settled(job)
-                event = None if at is None else outcome_event(step, job, at, round(run.duration * 1000))
-            if event is not None:
-                events.append(event)
+            if at is not None and job is not None:
+                events.append(outcome_event(step, job, at, round(run.duration * 1000)))
+            elif at is not None:
+                events.append(StaleSettlement(job=run.job, at=at))
         if events and self._telemetry is not None:
             await self._telemetry.deliver(events)
 
-    async def _settle_again(self, run: Run) -> Event | None:
+    async def _settle_again(self, run: Run) -> tuple[Transition, Job[Any] | None]:
         """The fence refused: somebody asked to cancel meanwhile, and we decide anew, or the claim is no longer ours."""
         rows = await self._insist(lambda: self._store.select(JobQuery(ids=[run.job.id])))
         row = rows[0] if rows else None
+        job = None
         if row is not None and row.state is JobState.executing and row.claim == run.job.claim:
             run.job = row
-            step = run.step()
-            (job,) = await self.write([step])
-            if job is not None:
-                self._settled(job)
-                return outcome_event(step, job, self._clock.now(), round(run.duration * 1000))
-        logger.warning("job %d (%s) was taken from this node; its outcome is dropped", run.job.id, run.job.worker)
-        return StaleSettlement(job=run.job, at=self._clock.now())
+            (job,) = await self.write([run.step()])
+        if job is None:
+            logger.warning("job %d (%s) was taken from this node; its outcome is dropped", run.job.id, run.job.worker)
+        return run.step(), job
 
     async def write(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
         """Apply transitions, insisting while the store is away.

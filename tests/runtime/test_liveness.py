@@ -231,7 +231,9 @@ async def test_a_job_deleted_while_it_ran_is_let_go(world: World) -> None:
         await world.seen.wait(JobStarted)
         world.store._forget(job.id)
         await world.seen.wait(StaleSettlement, job)
-        await jobs.wait(await work.enqueue())
+        ended = await jobs.wait(await work.enqueue())
+        assert ended.state is JobState.completed, "its slot was given back"
+        assert [left.id for left in await jobs.find()] == [ended.id], "and it was not written again"
 
 
 @virtual

@@ -70,6 +70,8 @@ async def test_running_jobs_are_settled_while_their_queue_is_paused(world: World
         await world.seen.wait(JobStarted, count=20)
         await jobs.pause_queue("default")
         await world.seen.wait(JobCompleted, count=20)
+        assert await jobs.counts() == {("default", JobState.completed): 20}
+        assert await world.store.is_paused("default")
 
 
 @virtual

@@ -160,8 +160,10 @@ async def test_run_comes_back_when_somebody_else_stops(world: World) -> None:
     host = asyncio.get_running_loop().create_task(jobs.run())
     while not jobs.is_running:
         await asyncio.sleep(0.1)
-    await jobs.stop()
+    assert (await jobs.stop()).is_clean
     await host
+    assert jobs.is_stopped
+    assert not host.cancelled()
 
 
 class Frozen(MemoryStore):
