@@ -18,6 +18,7 @@ from jobs_async.core.errors import (
     StoreClosed,
     StoreError,
     StoreFull,
+    StoreTimeout,
     TelemetryError,
     UniqueConflict,
     UnreadableArgs,
@@ -37,9 +38,14 @@ from jobs_async.core.events import (
     JobRescued,
     JobSnoozed,
     JobStarted,
+    JobStuck,
+    LeaseLost,
+    LoopStalled,
     QueuePaused,
     QueueResumed,
     StaleSettlement,
+    StoreFailing,
+    StoreRecovered,
 )
 from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
 from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrategy, WorkerOptions
@@ -51,7 +57,7 @@ from jobs_async.core.workers import ContextWorker, Enqueuer, Worker, WorkerDef, 
 from jobs_async.runtime.engine import ShutdownReport
 from jobs_async.runtime.supervisor import Queue, Supervisor
 from jobs_async.stores.memory import MemoryStore
-from jobs_async.telemetry import LoggingHandler, StatsHandler, Telemetry
+from jobs_async.telemetry import ActivityLog, LoggingHandler, QueueHandler, StatsHandler, Telemetry
 
 if _TYPE_CHECKING:
     from jobs_async.stores.sqlite import SqliteStore
@@ -59,6 +65,7 @@ if _TYPE_CHECKING:
 __version__ = _VERSION
 
 __all__ = [
+    "ActivityLog",
     "ArgsError",
     "Cancel",
     "ConstantBackoff",
@@ -89,14 +96,18 @@ __all__ = [
     "JobSnoozed",
     "JobStarted",
     "JobState",
+    "JobStuck",
     "JobsError",
+    "LeaseLost",
     "LinearBackoff",
     "LoggingHandler",
+    "LoopStalled",
     "MemoryStore",
     "NotBound",
     "OptionError",
     "Progress",
     "Queue",
+    "QueueHandler",
     "QueuePaused",
     "QueueResumed",
     "ResultError",
@@ -110,7 +121,10 @@ __all__ = [
     "StoreBusy",
     "StoreClosed",
     "StoreError",
+    "StoreFailing",
     "StoreFull",
+    "StoreRecovered",
+    "StoreTimeout",
     "Supervisor",
     "Telemetry",
     "TelemetryError",

@@ -16,6 +16,7 @@ JobsError
 └── StoreError
     ├── StoreFull                 MemoryStore holds max_jobs live jobs
     ├── StoreBusy                 the database stayed locked by somebody else
+    ├── StoreTimeout              the store did not answer in time
     ├── StoreClosed               the store is not open
     └── SchemaError               the database file is not ours, or newer than this version
 """
@@ -106,6 +107,10 @@ class StoreFull(StoreError):
 
 class StoreBusy(StoreError):
     """The database stayed locked by somebody else for as long as the call may wait."""
+
+
+class StoreTimeout(StoreError):
+    """The store did not answer in time. A write may still come through: repeat it only under a key."""
 
 
 class WriteRefused(StoreError):

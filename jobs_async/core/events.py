@@ -105,6 +105,16 @@ class StaleSettlement(JobEvent, frozen=True):
     type: ClassVar[str] = "stale_settlement"
 
 
+class JobStuck(JobEvent, frozen=True):
+    """A handler goes on 3 seconds after it was told to end: a thread, or one that swallows its cancellation.
+
+    It keeps its slot until it ends. `cause` is why it was told: "timeout", "stop" and the like.
+    """
+
+    type: ClassVar[str] = "job_stuck"
+    cause: str
+
+
 class QueueEvent(Event, frozen=True):
     """An event about one queue."""
 
@@ -121,6 +131,41 @@ class QueueResumed(QueueEvent, frozen=True):
     """A paused queue was resumed."""
 
     type: ClassVar[str] = "queue_resumed"
+
+
+class LeaseLost(Event, frozen=True):
+    """This node was taken for dead: its handlers are cancelled, others have its jobs, and it goes on as `new_node`."""
+
+    type: ClassVar[str] = "lease_lost"
+    node: str
+    new_node: str
+
+
+class LoopStalled(Event, frozen=True):
+    """The event loop did not turn for more than a second: something blocks it that should await or run in a thread.
+
+    `blocker` names the job, the telemetry handler or the task that held it up, `stack` are its last calls. `seconds`
+    is how long it took; where the handler is told from the watchdog's thread (`any_thread`), how long so far.
+    """
+
+    type: ClassVar[str] = "loop_stalled"
+    seconds: float
+    blocker: str
+    stack: tuple[str, ...] = ()
+
+
+class StoreFailing(Event, frozen=True):
+    """The store has refused what it was asked for more than a second; what runs goes on, and it is asked again."""
+
+    type: ClassVar[str] = "store_failing"
+    error_msg: str
+
+
+class StoreRecovered(Event, frozen=True):
+    """A failing store works again, `seconds` after its first failure."""
+
+    type: ClassVar[str] = "store_recovered"
+    seconds: float
 
 
 def outcome_event(step: Transition, job: Job[Any], at: datetime, duration_ms: int = 0) -> Event:

@@ -1,0 +1,137 @@
+"""For sinks that take their time: a bounded queue between the runtime and them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from jobs_async.clock import stopwatch
+from jobs_async.telemetry.breaker import Breaker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from jobs_async.core.events import Event
+
+LINGER = 5.0
+"""Seconds a thread waits for another event before it ends."""
+LOOK_AGAIN = 0.01
+"""Seconds between two looks of a flush."""
+
+logger = logging.getLogger("jobs_async.telemetry")
+
+
+class QueueHandler:
+    """Passes events on to a slow sink in the background, in their order, so that no job waits for it (zzz_jobs: Z77).
+
+    A plain function is called in a thread of its own, an async one in a task of the event loop. At most `capacity`
+    events wait; beyond that the oldest is dropped and counted in `dropped`. A sink that raises is logged; after three
+    failures in a row it is left alone for 60 seconds, and what comes meanwhile is dropped.
+
+    A Supervisor that stops waits for it, within a second. Elsewhere, `await handler.flush()` does; a process that just
+    ends takes what is waiting with it.
+    """
+
+    def __init__(self, sink: Callable[[Event], Awaitable[object] | object], capacity: int = 1000) -> None:
+        self._sink = sink
+        self._capacity = max(1, capacity)
+        self._events: deque[Event] = deque()
+        self._news = threading.Condition()
+        self._draining = False
+        self._busy = False
+        self._breaker = Breaker()
+        self._task: asyncio.Task[None] | None = None
+        self.any_thread = not _is_async(sink)
+        """Whether events may be handed in from any thread, and are passed on even while the event loop is blocked."""
+        self.dropped = 0
+        """How many events the sink never got."""
+
+    def __repr__(self) -> str:
+        return f"QueueHandler({self._sink!r})"
+
+    @property
+    def waiting(self) -> int:
+        """How many events have not been passed on yet."""
+        return len(self._events) + self._busy
+
+    def __call__(self, event: Event) -> None:
+        with self._news:
+            if len(self._events) >= self._capacity:
+                self._events.popleft()
+                self._drop("is too slow; the oldest events are dropped")
+            self._events.append(event)
+            if self._draining:
+                self._news.notify()
+                return
+            self._draining = True
+        if self.any_thread:
+            threading.Thread(target=self._drain, name="jobs_async events", daemon=True).start()
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._drain_async(), name="jobs_async events")
+
+    async def flush(self) -> None:
+        """Wait until every event has been passed on."""
+        while self.waiting:  # noqa: ASYNC110  # what empties it may be a thread
+            await asyncio.sleep(LOOK_AGAIN)
+
+    def _drop(self, why: str) -> None:
+        if not self.dropped:
+            logger.warning("%r %s", self._sink, why)
+        self.dropped += 1
+
+    def _next(self) -> Event | None:
+        """The next event to pass on; None where there is none, and draining ends. Called with the lock held."""
+        while self._events:
+            event = self._events.popleft()
+            if not self._breaker.is_open(stopwatch()):
+                self._busy = True
+                return event
+            self._drop("rests; its events are dropped")
+        self._draining = False
+        return None
+
+    def _drain(self) -> None:
+        while True:
+            with self._news:
+                if not self._events:
+                    self._news.wait(LINGER)
+                event = self._next()
+            if event is None:
+                return
+            try:
+                self._sink(event)
+            except BaseException:
+                self._failed(event)
+            else:
+                self._breaker.worked()
+            self._busy = False
+
+    async def _drain_async(self) -> None:
+        try:
+            while True:
+                with self._news:
+                    event = self._next()
+                if event is None:
+                    return
+                try:
+                    answer: Any = self._sink(event)
+                    await answer
+                except Exception:
+                    self._failed(event)
+                else:
+                    self._breaker.worked()
+                self._busy = False
+        finally:
+            self._draining = self._busy = False
+
+    def _failed(self, event: Event) -> None:
+        rests = self._breaker.failed(stopwatch())
+        logger.error("%r failed on %s%s", self._sink, event.type, "; it rests for a minute" if rests else "")
+
+
+def _is_async(sink: object) -> bool:
+    return inspect.iscoroutinefunction(sink) or inspect.iscoroutinefunction(getattr(type(sink), "__call__", None))  # noqa: B004

@@ -1,0 +1,36 @@
+"""What stops a broken handler from being called again and again."""
+
+from __future__ import annotations
+
+FAILURES = 3
+"""Failures in a row that open a circuit."""
+REST = 60.0
+"""Seconds for which it stays open."""
+
+
+class Breaker:
+    """One circuit: closed while its handler works, open for a while after three failures in a row.
+
+    The first call after the rest is a trial: one more failure opens the circuit again.
+    """
+
+    __slots__ = ("_failures", "_until")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._until = float("-inf")
+
+    def is_open(self, now: float) -> bool:
+        """Whether to leave the handler alone; `now` are seconds of whatever clock, always the same one."""
+        return now < self._until
+
+    def worked(self) -> None:
+        self._failures = 0
+
+    def failed(self, now: float) -> bool:
+        """Count a failure; True where it opens the circuit."""
+        self._failures += 1
+        if self._failures < FAILURES:
+            return False
+        self._until = now + REST
+        return True
