@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from jobs_async.core.errors import IllegalTransition
-from jobs_async.core.job import FINAL, MAX_ERRORS, ErrorRecord, Job, JobState, Progress
+from jobs_async.core.job import FINAL, MAX_ERRORS, WAITING, ErrorRecord, Job, JobState, Progress
 from jobs_async.core.outcome import (
     Cancelled,
     Completed,
@@ -43,6 +43,8 @@ LEGAL: frozenset[tuple[JobState, JobState]] = frozenset(
         (_S.executing, _S.cancelled),
         (_S.executing, _S.scheduled),  # snoozed
         (_S.executing, _S.available),  # interrupted, or lost once
+        (_S.available, _S.scheduled),  # put off by a user
+        (_S.retryable, _S.scheduled),
         (_S.available, _S.cancelled),  # by a user, or replaced by a job of its unique key
         (_S.scheduled, _S.cancelled),
         (_S.retryable, _S.cancelled),
@@ -54,7 +56,7 @@ LEGAL: frozenset[tuple[JobState, JobState]] = frozenset(
         (_S.cancelled, _S.available),
     }
 )
-"""Every move there is. A patch (source and target alike) changes fields of a live job and is not a move."""
+"""Every move there is. A patch (source and target alike) changes fields of a live job, and is not a move."""
 
 
 class Patch(Struct, frozen=True, kw_only=True):
@@ -64,9 +66,12 @@ class Patch(Struct, frozen=True, kw_only=True):
     cancel_requested: bool | UnsetType = UNSET
     args_json: str | UnsetType = UNSET
     priority: int | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    max_attempts: int | UnsetType = UNSET
 
 
 NO_PATCH = Patch()
+_PATCHED = Patch.__struct_fields__
 
 
 class Transition(Struct, frozen=True, gc=False):
@@ -87,6 +92,9 @@ class Transition(Struct, frozen=True, gc=False):
     patch: Patch = NO_PATCH
 
     def __post_init__(self) -> None:
+        patch = self.patch
+        if self.job.state not in WAITING and (patch.queue is not UNSET or patch.max_attempts is not UNSET):
+            raise IllegalTransition(f"job {self.job.id} is {self.job.state.name} and can no longer be edited")
         if self.target is self.job.state:
             if self.target in FINAL:
                 raise IllegalTransition(f"job {self.job.id} is {self.target.name} and can no longer be changed")
@@ -151,6 +159,19 @@ def cancel(job: Job[Any], reason: str = "cancelled on request") -> Transition:
     return Transition(job, _S.cancelled, error=Failure("Cancelled", reason))
 
 
+def edit(job: Job[Any], changes: Patch, delay: float | None = None) -> Transition:
+    """A user's wish: change a job that waits, and let it be due in `delay` seconds where that is given.
+
+    Raises:
+        IllegalTransition: it is executing, or has ended.
+    """
+    if job.state not in WAITING:
+        raise IllegalTransition(f"job {job.id} is {job.state.name} and can no longer be edited")
+    if delay is None:
+        return Transition(job, job.state, patch=changes)
+    return Transition(job, _S.scheduled if delay > 0 else _S.available, delay=delay, patch=changes)
+
+
 def rerun(job: Job[Any]) -> Transition:
     """A user's wish: make an ended job, or one that waits for its time, available now, with a full set of attempts.
 
@@ -212,26 +233,23 @@ def fits(row: Job[Any], base: Job[Any]) -> bool:
 def advance(row: Job[Any], step: Transition, now: datetime) -> Job[Any]:
     """The record after a transition that the fence let through, stamped with the store's clock.
 
-    A move that does not start in `executing` raises `claim`: so a pair of state and claim never comes back, and a
-    fence that holds means that nothing but a patch has happened in between.
+    What does not start in `executing` raises `claim`: so a pair of state and claim never comes back. A fence that
+    holds means that nothing has happened in between, but a patch where the job is executing.
     """
-    patch = step.patch
     changes: dict[str, Any] = (
         {} if row.replaces is None and not row.duplicate else {"replaces": None, "duplicate": False}
     )
-    for field in ("progress", "cancel_requested", "args_json", "priority"):
-        value = getattr(patch, field)
-        if value is not UNSET:
-            changes[field] = value
-    if step.is_patch:
-        return replace(row, **changes)
-    final = step.target in FINAL
-    changes["state"] = step.target
-    changes["completed_at"] = now if final else None
-    if not final:
-        changes["scheduled_at"] = now + timedelta(seconds=step.delay) if step.delay else now
+    if step.patch is not NO_PATCH:
+        changes |= {field: value for field in _PATCHED if (value := getattr(step.patch, field)) is not UNSET}
     if row.state is not _S.executing:
         changes["claim"] = row.claim + 1
+    final = step.target in FINAL
+    if not final and (step.delay or not step.is_patch):
+        changes["scheduled_at"] = now + timedelta(seconds=step.delay) if step.delay else now
+    if step.is_patch:
+        return replace(row, **changes)
+    changes["state"] = step.target
+    changes["completed_at"] = now if final else None
     if step.attempt_delta:
         changes["attempt"] = max(0, row.attempt + step.attempt_delta)
     if step.rescue_delta:

@@ -59,6 +59,16 @@ class EnqueueOptions(JobOptions, total=False):
     connection: object
 
 
+class EditOptions(TypedDict, total=False):
+    """What can be changed about a job that waits, beside its arguments."""
+
+    queue: str
+    priority: int
+    max_attempts: int
+    delay: Seconds
+    scheduled_at: datetime
+
+
 class WorkerOptions(TypedDict, total=False):
     """What the `worker` decorator accepts."""
 

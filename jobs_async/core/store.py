@@ -85,6 +85,10 @@ class QueueInfo(Struct, frozen=True):
     paused: bool = False
     limit: int | None = None
 
+    def updated(self, paused: bool | None, limit: int | None) -> QueueInfo:
+        """With what was said anew; None says nothing, and a limit of 0 takes back what was said of it."""
+        return QueueInfo(self.paused if paused is None else paused, self.limit if limit is None else limit or None)
+
 
 class JobQuery(Struct, frozen=True, kw_only=True):
     """Which jobs to read. Every condition given must hold. Newest first by default, by id.
@@ -110,6 +114,21 @@ class JobQuery(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         limits.integer(self.limit, "limit", 1, MAX_PAGE)
+
+
+class Lifeline(Protocol):
+    """Renews leases from a thread, for the time in which the event loop is blocked. Used by one thread alone."""
+
+    def renew(self, node: str, ttl: float) -> bool:
+        """Prolong the lease of a node that has joined, to `ttl` seconds from now; False where it has run out.
+
+        Blocks, for at most some seconds. May raise anything; it is called again later.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything held."""
+        ...
 
 
 @runtime_checkable
@@ -170,7 +189,7 @@ class Store(Protocol):
         ...
 
     async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
-        """Say something about a queue; what is None stays. True if that changed anything."""
+        """Say something about a queue, as `QueueInfo.updated` has it. True if that changed anything."""
         ...
 
     async def queues(self) -> Mapping[str, QueueInfo]:
@@ -188,6 +207,12 @@ class Store(Protocol):
     async def nodes(self) -> list[Node]:
         """The nodes known, live ones and recently dead ones."""
         ...
+
+    # --- an extra that a store may do without ---
+
+    def lifeline(self) -> Lifeline | None:
+        """A way to renew leases while the event loop is blocked; without one, a long block costs the lease."""
+        return None
 
     # --- life time; a store with nothing to open inherits these ---
 

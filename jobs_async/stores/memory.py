@@ -15,7 +15,19 @@ from jobs_async.core import lifecycle, limits
 from jobs_async.core.errors import StoreFull, UniqueConflict
 from jobs_async.core.job import DEFERRED, FINAL, LIVE, WAITING, Job, JobState
 from jobs_async.core.options import NewJob, UniqueStrategy
-from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
+from jobs_async.core.store import (
+    MAX_PAGE,
+    Beat,
+    Clock,
+    Fetched,
+    JobQuery,
+    Lifeline,
+    Node,
+    QueueInfo,
+    Store,
+    Tick,
+    cutoff,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -109,7 +121,7 @@ class MemoryStore(Store):
         while ready and len(jobs) < limit:
             priority, job_id = heappop(ready)
             job = self._jobs.get(job_id)
-            if job is not None and job.state is JobState.available and job.priority == priority:
+            if job is not None and job.state is JobState.available and (job.queue, job.priority) == (queue, priority):
                 job = lifecycle.claimed(job, node, now)
                 self._keep(job)
                 jobs.append(job)
@@ -121,7 +133,7 @@ class MemoryStore(Store):
         while waiting:
             at, job_id = waiting[0]
             job = self._jobs.get(job_id)
-            if job is not None and job.state in DEFERRED and job.scheduled_at == at:
+            if job is not None and job.state in DEFERRED and (job.queue, job.scheduled_at) == (queue, at):
                 if at > now:
                     return (at - now).total_seconds()
                 self._keep(replace(job, state=JobState.available))
@@ -204,7 +216,7 @@ class MemoryStore(Store):
 
     async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
         before = self._queues.get(name, QueueInfo())
-        after = QueueInfo(before.paused if paused is None else paused, before.limit if limit is None else limit)
+        after = before.updated(paused, limit)
         self._queues[name] = after
         return after != before
 
@@ -221,6 +233,17 @@ class MemoryStore(Store):
         self._leases[node.id] = (replace(node, started_at=started, beat_at=now), boot, uptime + ttl)
         asked = (self._jobs[job_id] for job_id in self._executing)
         return Beat(ttl > 0, now, tuple(job.id for job in asked if job.node == node.id and job.cancel_requested))
+
+    def lifeline(self) -> Lifeline:
+        return _Lifeline(self)
+
+    def prolong(self, node: str, ttl: float) -> bool:
+        """Renew a lease from a thread: one assignment, so that the event loop may do anything meanwhile."""
+        lease = self._leases.get(node)
+        if lease is None or not self._is_alive(node):
+            return False
+        self._leases[node] = (lease[0], lease[1], self._clock.uptime()[1] + ttl)
+        return True
 
     async def nodes(self) -> list[Node]:
         return [replace(node, alive=self._is_alive(node.id)) for node, _, _ in self._leases.values()]
@@ -298,6 +321,17 @@ class MemoryStore(Store):
         """Forget the oldest finished jobs beyond the bound."""
         while self._max_jobs is not None and len(self._finished) > self._max_jobs:
             self._forget(next(iter(self._finished)))
+
+
+class _Lifeline:
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def renew(self, node: str, ttl: float) -> bool:
+        return self._store.prolong(node, ttl)
+
+    def close(self) -> None:
+        pass
 
 
 def _runs_longer(job: Job[Any], seconds: float, now: datetime) -> bool:

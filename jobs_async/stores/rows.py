@@ -126,6 +126,8 @@ def to_change(base: Job[Any], after: Job[Any], step: Transition | None = None) -
         dumps(patch.progress) if isinstance(patch.progress, Progress) else None,
         patch.args_json if isinstance(patch.args_json, str) else None,
         patch.priority if isinstance(patch.priority, int) else None,
+        after.queue,
+        after.max_attempts,
     )
 
 

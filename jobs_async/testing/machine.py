@@ -21,10 +21,12 @@ from msgspec.structs import replace
 from jobs_async.core.errors import IllegalTransition, UniqueConflict
 from jobs_async.core.job import DEFERRED, Job, JobState, Progress
 from jobs_async.core.lifecycle import (
+    NO_PATCH,
     Patch,
     Transition,
     cancel,
     decide,
+    edit,
     rerun,
 )
 from jobs_async.core.options import NewJob, UniqueStrategy
@@ -91,7 +93,10 @@ _WISHES: dict[str, Step] = {
     "give up": _gives_up,
     "move forward": _patches(priority=-2),
     "tell progress": _patches(progress=Progress(0.5, "half")),
-    "edit": _patches(args_json='{"edited":true}', priority=2),
+    "edit": lambda job: edit(job, Patch(args_json='{"edited":true}', priority=2, max_attempts=3)),
+    "move to another queue": lambda job: edit(job, Patch(queue="b")),
+    "put off": lambda job: edit(job, NO_PATCH, 45.0),
+    "let be due": lambda job: edit(job, NO_PATCH, 0.0),
 }
 _QUEUES = st.sampled_from(["a", "b"])
 _KEYS = [None, None, "k", "l"]

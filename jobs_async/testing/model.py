@@ -164,7 +164,7 @@ class Model:
     def set_queue(self, name: str, paused: bool | None, limit: int | None) -> bool:
         before = self.queues.get(name, QueueInfo())
         self.queues[name] = QueueInfo(
-            before.paused if paused is None else paused, before.limit if limit is None else limit
+            before.paused if paused is None else paused, before.limit if limit is None else limit or None
         )
         return self.queues[name] != before
 

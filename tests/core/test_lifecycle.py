@@ -195,7 +195,10 @@ def test_scheduled_only_when_strictly_in_the_future() -> None:
 def test_a_patch_touches_only_its_fields() -> None:
     job = born(NewJob("w", "{}"), 7, NOW)
     after = advance(job, Transition(job, job.state, patch=Patch(priority=5, args_json="[1]")), LATER)
-    assert after == replace(job, priority=5, args_json="[1]")
+    assert after == replace(job, priority=5, args_json="[1]", claim=job.claim + 1)
+    running = claimed(job, "n", NOW)
+    after = advance(running, Transition(running, running.state, patch=Patch(priority=5)), LATER)
+    assert after == replace(running, priority=5), "the claim is its runner's"
 
 
 def test_vector_1_and_2_defaults_and_numbers() -> None:

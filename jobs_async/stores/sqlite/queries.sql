@@ -81,7 +81,9 @@ SET
     cancel_requested = step.column13,
     progress = coalesce(step.column14, progress),
     args = coalesce(step.column15, args),
-    priority = coalesce(step.column16, priority)
+    priority = coalesce(step.column16, priority),
+    queue = step.column17,
+    max_attempts = step.column18
 FROM (VALUES :rows) AS step
 WHERE jobs_async_jobs.id = step.column1
     AND jobs_async_jobs.state = step.column2
@@ -144,7 +146,7 @@ WHERE jobs_async_nodes.expires_at > :uptime
 RETURNING id
 
 -- name: renew_node
-UPDATE jobs_async_nodes SET expires_at = :expires_at, beat_at = :now, info = :info
+UPDATE jobs_async_nodes SET expires_at = :expires_at, beat_at = :now, info = coalesce(:info, info)
 WHERE id = :id
     AND boot = :boot
     AND expires_at > :uptime

@@ -14,9 +14,22 @@ from msgspec.structs import replace
 from jobs_async.clock import SystemClock
 from jobs_async.core.errors import OptionError, StoreClosed, StoreError
 from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
-from jobs_async.core.store import MAX_PAGE, Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Store, Tick, cutoff
+from jobs_async.core.store import (
+    MAX_PAGE,
+    Beat,
+    Clock,
+    Fetched,
+    JobQuery,
+    Lifeline,
+    Node,
+    QueueInfo,
+    Store,
+    Tick,
+    cutoff,
+)
 from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, guest, work
+from jobs_async.stores.sqlite.lifeline import SqliteLifeline
 from jobs_async.stores.sqlite.select import SQL, select
 from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, typed
 from jobs_async.tasks import to_the_end
@@ -257,6 +270,9 @@ class SqliteStore(Store):
 
     async def _beat(self, session: Session, asked: list[tuple[Node, float, bool]]) -> list[Beat]:
         return [await work.beat(session, node, ttl, join, self._clock) for node, ttl, join in asked]
+
+    def lifeline(self) -> Lifeline:
+        return SqliteLifeline(self._path, self._clock)
 
     async def nodes(self) -> list[Node]:
         boot, uptime = self._clock.uptime()

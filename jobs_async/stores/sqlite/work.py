@@ -232,7 +232,7 @@ def to_queues(found: Sequence[Row]) -> dict[str, QueueInfo]:
 async def set_queue(session: Session, name: str, paused: bool | None, limit: int | None) -> bool:
     """Say something about a queue; whether that changed anything."""
     before = to_queues(await session.rows(SQL["queues"])).get(name, QueueInfo())
-    after = QueueInfo(before.paused if paused is None else paused, before.limit if limit is None else limit)
+    after = before.updated(paused, limit)
     await session.rows(SQL["set_queue"], {"name": name, "paused": int(after.paused), "slots": after.limit})
     return after != before
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.job import FINAL, MAX_ERRORS, WAITING, Job, JobState, Progress
-from jobs_async.core.lifecycle import LEGAL, Patch, Transition, advance, cancel, decide, rerun
+from jobs_async.core.lifecycle import LEGAL, NO_PATCH, Patch, Transition, advance, cancel, decide, edit, rerun
 from jobs_async.core.outcome import (
     Cancelled,
     Completed,
@@ -174,6 +174,44 @@ async def a_patch_changes_what_it_names(store: Store, clock: FakeClock) -> None:
         for changes in fields:
             clock.advance(1)
             job = await _as_computed(store, clock, job, Transition(job, state, patch=Patch(**changes)))
+
+
+async def an_edit_of_a_waiting_job_is_as_computed(store: Store, clock: FakeClock) -> None:
+    """Its queue, attempts, arguments, priority and time; none of them once it runs or has ended."""
+    changes = Patch(queue="moved", max_attempts=7, args_json='{"n":3}', priority=-1)
+    for state in sorted(WAITING):
+        job = await in_state(store, state, queue=state.name)
+        for delay in (None, 60, 30, 0):
+            clock.advance(1)
+            job = await _as_computed(store, clock, job, edit(job, changes, delay))
+        assert (job.queue, job.max_attempts, job.args, job.scheduled_at) == ("moved", 7, {"n": 3}, clock.now())
+
+
+async def an_edited_job_is_claimed_where_and_when_it_is_now(store: Store, clock: FakeClock) -> None:
+    """Moved to another queue, it is in that alone; put off, it waits anew; brought forward, it is due."""
+    moved = await applied(store, edit(await waiting(store, queue="old"), Patch(queue="new")))
+    assert (await store.fetch("old", 10, node=None)).jobs == []
+    assert ids((await store.fetch("new", 10, node=None)).jobs) == [moved.id]
+    later = await applied(store, edit(await waiting(store, queue="due"), NO_PATCH, 60))
+    sooner = await applied(store, edit(await waiting(store, queue="due", delay=600), NO_PATCH, 5))
+    moved = await applied(store, edit(await waiting(store, queue="old", delay=5), Patch(queue="due")))
+    fetched = await store.fetch("due", 10, node=None)
+    assert (fetched.jobs, fetched.next_due) == ([], 5)
+    clock.advance(5)
+    assert ids((await store.fetch("due", 10, node=None)).jobs) == [sooner.id, moved.id]
+    assert (await store.fetch("old", 10, node=None)).jobs == []
+    clock.advance(55)
+    assert ids((await store.fetch("due", 10, node=None)).jobs) == [later.id]
+
+
+async def an_edit_upon_an_old_record_is_refused(store: Store, clock: FakeClock) -> None:
+    """Of two that were decided upon the same record the first counts; so does a claim that came before."""
+    job = await waiting(store)
+    edited = await applied(store, edit(job, Patch(max_attempts=2)))
+    assert await store.apply([edit(job, Patch(queue="other"))]) == [None]
+    await store.fetch("default", 1, node=None)
+    assert await store.apply([edit(edited, Patch(queue="other"))]) == [None]
+    assert (await stored(store, job)).queue == "default"
 
 
 async def a_claim_forgets_the_progress_of_the_last(store: Store, clock: FakeClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from jobs_async.core.job import JobState
@@ -69,6 +70,30 @@ async def a_dead_node_cannot_join_again(store: Store, clock: FakeClock) -> None:
     assert await _alive(store, "n")
     clock.advance(11)
     assert not (await store.beat(node, 30, join=True)).alive
+    assert not await _alive(store, "n")
+
+
+async def a_lifeline_renews_a_lease_from_a_thread(store: Store, clock: FakeClock) -> None:
+    """As a beat does, where a store has one: it creates nothing, and revives nothing that has run out."""
+    lifeline = store.lifeline()
+    if lifeline is None:
+        return
+    node = await joined(store, "n", 30, workers=("work",))
+
+    def renew() -> list[bool]:
+        try:
+            return [lifeline.renew("n", 30), lifeline.renew("stranger", 30)]
+        finally:
+            lifeline.close()
+
+    for expected in ([True, False], [True, False]):
+        clock.advance(29)
+        assert await asyncio.to_thread(renew) == expected
+    clock.advance(29)
+    assert await _alive(store, "n")
+    assert (await store.nodes())[0].workers == node.workers
+    clock.advance(2)
+    assert await asyncio.to_thread(renew) == [False, False]
     assert not await _alive(store, "n")
 
 

@@ -41,6 +41,14 @@ async def what_was_said_about_a_queue_stays(store: Store, clock: FakeClock) -> N
     assert await store.queues() == {"a": QueueInfo(limit=5), "b": QueueInfo(limit=1)}
 
 
+async def a_limit_can_be_taken_back(store: Store, clock: FakeClock) -> None:
+    """0 says that nothing is said of it any longer, and touches no pause."""
+    await store.set_queue("a", paused=True, limit=3)
+    assert await store.set_queue("a", limit=0) is True
+    assert (await store.queues())["a"] == QueueInfo(paused=True, limit=None)
+    assert await store.set_queue("a", limit=0) is False
+
+
 async def resuming_what_was_not_paused_changes_nothing(store: Store, clock: FakeClock) -> None:
     """Nobody paused it: there is nothing to tell."""
     assert await store.set_queue("a", paused=False) is False
