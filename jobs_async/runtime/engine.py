@@ -2,6 +2,7 @@
 
     engine   ── settler      ends last, when all is settled
              ├─ heartbeat    renews the node's lease
+             ├─ watchdog     a thread: keeps the lease while the loop is blocked, and says by whom
              ├─ janitor      rescues the jobs of dead nodes
              └─ one QueueRunner per queue ── one task per running job
 
@@ -12,29 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from jobs_async.core.events import outcome_event
-from jobs_async.core.job import JobState
-from jobs_async.core.lifecycle import decide
-from jobs_async.core.outcome import Interrupted, Lost
-from jobs_async.core.retry import DEFAULT_STRATEGY
-from jobs_async.core.store import MAX_PAGE, JobQuery, Node
-from jobs_async.core.version import VERSION
+from jobs_async.runtime.crew import Crew
+from jobs_async.runtime.herald import Herald
+from jobs_async.runtime.janitor import Janitor
 from jobs_async.runtime.loops import Bell, every
+from jobs_async.runtime.member import Member
+from jobs_async.runtime.outage import Outage
 from jobs_async.runtime.queue_runner import QueueRunner
-from jobs_async.runtime.run import Cause, Host, Run
+from jobs_async.runtime.run import Cause, Host
 from jobs_async.runtime.settler import Settler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from jobs_async.core.job import Job
     from jobs_async.core.workers import WorkerDef
@@ -42,8 +37,10 @@ if TYPE_CHECKING:
 
 CANCEL_GRACE = 3.0
 """Seconds a handler has, once cancelled, to clean up."""
-FLUSH_GRACE = 0.8
-"""Seconds the last settlements have, and then the farewell to the store."""
+FLUSH_GRACE = 1.3
+"""Seconds the last settlements have."""
+TELLING_GRACE = 1.0
+"""Seconds telemetry has in all, once no handler runs any more."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -58,6 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     rescue_interval: float = 10.0
     max_rescues: int = 3
     cancel_after: float = 5.0
+    max_stall: float | None = 300.0
 
 
 class ShutdownReport(Struct, frozen=True):
@@ -85,43 +83,52 @@ class Engine:
         settled: Callable[[Job[Any]], None],
     ) -> None:
         self._host = host
-        self._queues = queues
-        self._workers = workers
         self._settings = settings
-        self._telemetry = telemetry
-        self._rng = host.rng
-        self._settler = Settler(host.store, telemetry, host.clock, host.rng, settled)
-        self._node = self._new_node()
-        self._stop_asked = asyncio.Event()
-        self._beating, self._rescuing = Bell(), Bell()
-        self._leaving = False
-        self._strays: set[tuple[int, int]] = set()
-        self.report = ShutdownReport()
-        self.runners = {
+        self._herald = Herald(telemetry, host.clock)
+        outage = Outage(self._herald)
+        self._settler = Settler(host.store, self._herald, outage, host.rng, settled)
+        runners = {
             name: QueueRunner(
                 name,
                 limit,
                 host=host,
-                node=lambda: self._node.id,
+                node=lambda: self._member.id,
                 find=workers.get,
                 settler=self._settler,
-                telemetry=telemetry,
+                herald=self._herald,
+                outage=outage,
                 poll_interval=settings.poll_interval,
             )
             for name, limit in queues.items()
         }
+        self.crew = Crew(runners, settings.cancel_after)
+        self._member = Member(
+            host.store,
+            self.crew,
+            self._herald,
+            workers,
+            heartbeat=settings.heartbeat,
+            lease=settings.lease,
+            max_stall=settings.max_stall,
+        )
+        self._janitor = Janitor(
+            host,
+            self.crew,
+            self._herald,
+            workers=workers,
+            node=lambda: self._member.id,
+            max_rescues=settings.max_rescues,
+        )
+        self._stop_asked = asyncio.Event()
+        self._beating, self._rescuing = Bell(), Bell()
+        self._leaving = False
+        self.report = ShutdownReport()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def node(self) -> str:
-        """The random id of this start."""
-        return self._node.id
 
     async def start(self) -> None:
         """Join the nodes, then run; raises what the store raises, and then nothing has begun."""
-        if self.runners:
-            await self._host.store.beat(self._node, self._settings.lease, join=True)
-            await self._heed_limits()
+        if self.crew.runners:
+            await self._member.join()
         self._task = asyncio.get_running_loop().create_task(self._live(), name="jobs_async engine")
 
     @property
@@ -138,40 +145,18 @@ class Engine:
         if self._task is not None:
             await asyncio.wait({self._task})
 
-    def nudge(self, queue: str) -> None:
-        """A job was put into this queue."""
-        if runner := self.runners.get(queue):
-            runner.nudge()
-
-    def all_runs(self) -> Iterator[Run]:
-        for runner in self.runners.values():
-            yield from list(runner.runs.values())
-
-    def cancel(self, job_id: int) -> None:
-        """Tell the run of a job to end as cancelled; cut it after a while if it does not."""
-        for run in self.all_runs():
-            if run.job.id == job_id and run.cause is None:
-                self._cancel(run)
-
-    def resize(self, queue: str, limit: int) -> None:
-        """Run so many jobs of a queue from now on."""
-        if runner := self.runners.get(queue):
-            runner.resize(limit)
-
-    def _cancel(self, run: Run) -> None:
-        run.warn(Cause.CANCELLED)
-        asyncio.get_running_loop().call_later(self._settings.cancel_after, run.stop, Cause.CANCELLED)
+    @property
+    def stuck(self) -> tuple[int, ...]:
+        """The jobs whose handlers were told to end and go on."""
+        return tuple(run.job.id for run in self.crew.runs() if run.is_stuck and run.outcome is None)
 
     # --- living ---
 
     async def _live(self) -> None:
         settling = self._spawn(self._settler.loop(), "settler")
-        loops = [self._spawn(runner.loop(), f"queue {name}") for name, runner in self.runners.items()]
-        if self.runners:
-            loops += [
-                self._spawn(self._heartbeat(), "heartbeat"),
-                self._spawn(self._janitor(), "janitor"),
-            ]
+        loops = [self._spawn(runner.loop(), f"queue {name}") for name, runner in self.crew.runners.items()]
+        if self.crew.runners:
+            loops += self._upkeep()
         asked = self._spawn(self._stop_asked.wait(), "stop request")
         try:
             await asyncio.wait({asked, settling, *loops}, return_when=asyncio.FIRST_COMPLETED)
@@ -179,8 +164,9 @@ class Engine:
         finally:
             for task in (asked, settling, *loops):
                 task.cancel()
-            for runner in self.runners.values():
+            for runner in self.crew.runners.values():
                 runner.close()
+            self._member.close()
 
     def _spawn(self, work: Awaitable[Any], name: str) -> asyncio.Task[Any]:
         async def guarded() -> None:
@@ -191,37 +177,39 @@ class Engine:
 
         return asyncio.get_running_loop().create_task(guarded(), name=f"jobs_async {name}")
 
-    def _heartbeat(self) -> Awaitable[None]:
-        return every(
-            self._settings.heartbeat,
-            self._beat,
+    def _upkeep(self) -> list[asyncio.Task[Any]]:
+        """The loops of a node: its heart, which beats until it leaves, and the janitor, who ends with the stop."""
+        settings = self._settings
+        heart = every(
+            settings.heartbeat,
+            self._member.beat,
             name="heartbeat",
             bell=self._beating,
             ended=lambda: self._leaving,
-            rng=self._rng,
+            rng=self._host.rng,
         )
-
-    def _janitor(self) -> Awaitable[None]:
-        return every(
-            self._settings.rescue_interval,
-            self._rescue,
+        janitor = every(
+            settings.rescue_interval,
+            self._janitor.sweep,
             name="rescue",
             bell=self._rescuing,
             ended=self._stop_asked.is_set,
-            rng=self._rng,
+            rng=self._host.rng,
         )
+        return [self._spawn(heart, "heartbeat"), self._spawn(janitor, "janitor")]
 
     async def _stop(self, settling: asyncio.Task[Any], loops: list[asyncio.Task[Any]]) -> None:
         """Claim no more, let finish, cancel, hand back, settle, leave. Each step has a deadline."""
         self._stop_asked.set()
-        runners = list(self.runners.values())
+        runners = list(self.crew.runners.values())
         for runner in runners:
             runner.stop()
         self._rescuing.ring()
         if not await self._all_settled(self._settings.shutdown_timeout):
-            for run in self.all_runs():
+            for run in self.crew.runs():
                 run.stop(Cause.STOP)
             await self._all_settled(CANCEL_GRACE)
+        self._herald.hurry(TELLING_GRACE)
         self._leaving = True
         self._beating.ring()
         with suppress(TimeoutError):
@@ -230,9 +218,11 @@ class Engine:
                     await asyncio.wait(loops)
                 self._settler.close()
                 await asyncio.wait({settling})
+                await self._herald.close()
+        left = list(self.crew.runs())
         self.report = ShutdownReport(
-            tuple(run.job.id for run in self.all_runs() if run.task and not run.task.done()),
-            tuple(run.job.id for run in self.all_runs() if not run.task or run.task.done()),
+            tuple(run.job.id for run in left if run.task and not run.task.done()),
+            tuple(run.job.id for run in left if not run.task or run.task.done()),
         )
         if not self.report.is_clean:
             logger.warning(
@@ -240,95 +230,18 @@ class Engine:
                 list(self.report.still_running),
                 list(self.report.unsettled),
             )
-        if self.runners and self.report.is_clean:
-            with suppress(Exception):
-                async with asyncio.timeout(FLUSH_GRACE):
-                    await self._host.store.beat(self._node, 0.0)
+        elif runners:
+            await self._member.leave()
 
     async def _all_settled(self, seconds: float) -> bool:
         """Wait until no run is left that has not ended and been settled; whether that came true in time."""
         try:
             async with asyncio.timeout(seconds):
-                for runner in self.runners.values():
+                for runner in self.crew.runners.values():
+                    await runner.idle.wait()
+                self._herald.hurry(TELLING_GRACE)
+                for runner in self.crew.runners.values():
                     await runner.empty.wait()
         except TimeoutError:
             return False
         return True
-
-    # --- being alive, and looking after the dead ---
-
-    def _new_node(self) -> Node:
-        return Node(
-            id=uuid.uuid4().hex,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            version=VERSION,
-            queues=dict(self._queues),
-            workers=tuple(sorted(self._workers)),
-        )
-
-    async def _beat(self) -> None:
-        """Renew the lease; a lease that ran out means that others have our jobs now."""
-        node = replace(self._node, workers=tuple(sorted(self._workers)))
-        beat = await self._host.store.beat(node, self._settings.lease)
-        if not beat.alive:
-            logger.error("node %s lost its lease; its handlers are cancelled and it goes on under a new id", node.id)
-            for run in self.all_runs():
-                run.stop(Cause.LEASE_LOST)
-            self._node = self._new_node()
-            await self._host.store.beat(self._node, self._settings.lease, join=True)
-        for job_id in beat.cancel:
-            self.cancel(job_id)
-        await self._stop_what_is_taken()
-        await self._heed_limits()
-
-    async def _stop_what_is_taken(self) -> None:
-        """Tell handlers whose job is no longer theirs: its unique key taken over, rescued by a tool, deleted."""
-        runs = [run for run in self.all_runs() if run.outcome is None and run.cause is None]
-        for start in range(0, len(runs), MAX_PAGE):
-            page = runs[start : start + MAX_PAGE]
-            query = JobQuery(ids=[run.job.id for run in page], limit=MAX_PAGE)
-            rows = await self._host.store.select(query)
-            held = {(job.id, job.claim) for job in rows if job.state is JobState.executing}
-            for run in page:
-                if (run.job.id, run.job.claim) not in held and run.outcome is None:
-                    self._cancel(run)
-
-    async def _heed_limits(self) -> None:
-        """Limits set at run time, here or elsewhere, overrule the ones we were built with."""
-        for name, info in (await self._host.store.queues()).items():
-            runner = self.runners.get(name)
-            if runner is not None and info.limit is not None and info.limit != runner.slots.limit:
-                runner.resize(info.limit)
-
-    async def _rescue(self) -> None:
-        """Free what dead nodes were running; any node may, for a lost race changes nothing."""
-        await self._hand_back_strays()
-        after = None
-        while jobs := await self._host.store.select(
-            JobQuery(orphaned=True, newest_first=False, after=after, limit=MAX_PAGE)
-        ):
-            after = jobs[-1].id
-            now = self._host.clock.now()
-            steps = [decide(job, Lost(self._settings.max_rescues), self._lost_delay(job)) for job in jobs]
-            applied = list(zip(steps, await self._host.store.apply(steps), strict=True))
-            if self._telemetry is not None and self._telemetry.is_watched:
-                await self._telemetry.deliver([outcome_event(step, job, now) for step, job in applied if job])
-            for queue in {job.queue for _, job in applied if job}:
-                self.nudge(queue)
-
-    async def _hand_back_strays(self) -> None:
-        """Free what the store says we run and we do not: claims whose answer never arrived, here twice in a row."""
-        query = JobQuery(states=[JobState.executing], node=self.node, newest_first=False, limit=MAX_PAGE)
-        claimed = await self._host.store.select(query)
-        known = {key for runner in self.runners.values() for key in runner.runs}
-        strays = {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
-        lost = [decide(job, Interrupted()) for key, job in strays.items() if key in self._strays]
-        self._strays = set(strays)
-        for job in await self._host.store.apply(lost) if lost else ():
-            if job is not None:
-                logger.warning("job %d (%s) was claimed but its claim never arrived; handed back", job.id, job.worker)
-                self.nudge(job.queue)
-
-    def _lost_delay(self, job: Job[Any]) -> float:
-        return DEFAULT_STRATEGY.delay(max(0, job.rescues - 1), self._rng, self._host.clock.now().timestamp())

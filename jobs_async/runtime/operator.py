@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from jobs_async.clock import SystemClock
@@ -23,15 +24,17 @@ from jobs_async.core.errors import (
 )
 from jobs_async.core.events import Event, JobCancelled, JobDuplicate, JobEnqueued, QueuePaused, QueueResumed
 from jobs_async.core.job import Job, JobState
-from jobs_async.core.lifecycle import Transition, cancel, rerun
-from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
+from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
+from jobs_async.core.options import NO_OPTIONS, Draft, EditOptions, JobOpts, NewJob
 from jobs_async.core.store import MAX_PAGE, Clock, JobQuery, Store, validate_store
+from jobs_async.runtime.herald import Herald
+from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.urls import store_from_url
 from jobs_async.tasks import finish_anyway
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from typing_extensions import Unpack
@@ -72,6 +75,7 @@ class Operator:
         self._opened_by_us = False
         self._opening = asyncio.Lock()
         self._waiters = Waiters(self.store)
+        self._herald = Herald(telemetry, self.clock)
 
     # --- jobs in ---
 
@@ -134,7 +138,7 @@ class Operator:
 
     async def _insert(self, new: Sequence[NewJob]) -> list[Job[Any]]:
         """What is stored is told of and started, even where the caller no longer waits for it."""
-        jobs = await self.store.insert(new)
+        jobs = await in_time(self.store.insert(new))
         await self._announce(jobs, in_transaction=False)
         return jobs
 
@@ -166,24 +170,15 @@ class Operator:
 
     async def _announce(self, jobs: Sequence[Job[Any]], *, in_transaction: bool) -> None:
         """Tell of new jobs, then wake who is to run them; a transaction that is still open wakes nobody."""
-        if self.telemetry is not None and self.telemetry.is_watched:
-            at = self.clock.now()
-            events: list[Event] = []
-            for old in [] if in_transaction else await self._replaced_by(jobs):
-                events.append(JobCancelled(job=old, at=at, error_msg=_reason(old)))
-            for job in jobs:
-                if job.duplicate:
-                    events.append(JobDuplicate(job=job, at=at))
-                else:
-                    events.append(JobEnqueued(job=job, at=at, in_transaction=in_transaction))
-            await self.telemetry.deliver(events)
+        if self._herald.is_heard:
+            replaced = [] if in_transaction else await self._replaced_by(jobs)
+            await self._herald.tell(lambda at: _arrivals(jobs, replaced, in_transaction, at))
         if self._engine is None or in_transaction:
             return
-        for queue in {job.queue for job in jobs}:
-            self._engine.nudge(queue)
         for job in jobs:
+            self._engine.crew.nudge(job.queue)
             if job.replaces is not None:
-                self._engine.cancel(job.replaces)
+                self._engine.crew.cancel(job.replaces)
 
     async def _replaced_by(self, jobs: Sequence[Job[Any]]) -> list[Job[Any]]:
         """The records of the jobs that these have replaced."""
@@ -191,7 +186,8 @@ class Operator:
         found: list[Job[Any]] = []
         try:
             for start in range(0, len(ids), MAX_PAGE):
-                found += await self.store.select(JobQuery(ids=ids[start : start + MAX_PAGE], limit=MAX_PAGE))
+                query = JobQuery(ids=ids[start : start + MAX_PAGE], limit=MAX_PAGE)
+                found += await in_time(self.store.select(query))
         except Exception:
             logger.exception("replaced jobs could not be read; their events are missing")
         return found
@@ -205,19 +201,19 @@ class Operator:
             JobNotFound: there is none of this id.
         """
         await self._ensure_open()
-        return self._typed(await self.store.get(job_id))
+        return self._typed(await in_time(self.store.get(job_id)))
 
     async def find(self, query: JobQuery | None = None) -> Sequence[Job[Any]]:
         """Read a page of jobs, newest first by default; go on with `after=` the last id."""
         if query is not None and not isinstance(query, JobQuery):
             raise OptionError(f"find takes a JobQuery, not a {limits.type_name(query)}")
         await self._ensure_open()
-        return await self.store.select(query or JobQuery())
+        return await in_time(self.store.select(query or JobQuery()))
 
     async def counts(self) -> Mapping[tuple[str, JobState], int]:
         """How many jobs each queue has in each state; nothing where there is none."""
         await self._ensure_open()
-        return await self.store.tally()
+        return await in_time(self.store.tally())
 
     @overload
     async def wait(self, job: Job[R], /, *, timeout: Seconds | None = ...) -> Job[R]: ...
@@ -237,7 +233,7 @@ class Operator:
         try:
             return self._typed(await self._waiters.wait(job_id, seconds))
         except TimeoutError:
-            late = await self.store.get(job_id)
+            late = await in_time(self.store.get(job_id))
             where = f"job {job_id} ({late.worker}) is still {late.state.name} in queue {late.queue!r}"
             raise TimeoutError(f"{where} after {seconds:g} seconds; it goes on") from None
 
@@ -271,9 +267,9 @@ class Operator:
         job = await self._change(job_id, cancel)
         if job.state is JobState.cancelled:
             self._waiters.settled(job)
-            await self._tell(lambda at: JobCancelled(job=job, at=at, error_msg=_reason(job)))
+            await self._herald.tell(lambda at: [JobCancelled(job=job, at=at, error_msg=_reason(job))])
         elif self._engine is not None:
-            self._engine.cancel(job_id)
+            self._engine.crew.cancel(job_id)
         return job
 
     async def retry(self, job_id: int) -> Job[Any]:
@@ -286,7 +282,41 @@ class Operator:
         """
         job = await self._change(job_id, rerun)
         if self._engine is not None:
-            self._engine.nudge(job.queue)
+            self._engine.crew.nudge(job.queue)
+        return job
+
+    async def edit(self, job_id: int, *, args: object = UNSET, **options: Unpack[EditOptions]) -> Job[Any]:
+        """Change a job that waits: its arguments, priority, queue, number of attempts, or when it is due.
+
+        `args` are what the job stores, for a function worker its parameters by name. `delay=0` makes it due now. What
+        is not given stays. It takes effect as a whole or not at all, and never on a job that has been claimed.
+
+        Raises:
+            JobNotFound: there is none of this id.
+            IllegalTransition: it is executing, or has ended.
+            ArgsError: the arguments cannot be stored, or do not fit a worker that is registered here.
+            OptionError: an option is out of bounds, or not one that can be edited.
+        """
+        given = dict(options)
+        unknown = sorted(given.keys() - EditOptions.__annotations__.keys())
+        if unknown:
+            known = ", ".join(["args", *EditOptions.__annotations__])
+            raise OptionError(f"{unknown[0]!r} cannot be edited; what can: {known}")
+        opts = JobOpts(**cast("EditOptions", given)).given
+        draft = None if args is UNSET else Draft[Any]("edited", args)
+
+        def change(job: Job[Any]) -> Transition:
+            worker = self._workers.get(job.worker)
+            if draft is not None and worker is not None:
+                _check(worker, draft)
+            due = opts.get("scheduled_at")
+            delay = opts.get("delay") if due is None else max(0.0, (due - self.clock.now()).total_seconds())
+            kept = {key: value for key, value in opts.items() if key not in ("delay", "scheduled_at")}
+            return edit(job, Patch(args_json=UNSET if draft is None else draft.args_json, **kept), delay)
+
+        job = await self._change(job_id, change)
+        if self._engine is not None:
+            self._engine.crew.nudge(job.queue)
         return job
 
     async def delete(self, job_id: int) -> None:
@@ -297,16 +327,16 @@ class Operator:
             IllegalTransition: it is executing; cancel it first.
         """
         await self._ensure_open()
-        if not await self.store.delete([job_id]):
-            await self.store.get(job_id)
+        if not await in_time(self.store.delete([job_id])):
+            await in_time(self.store.get(job_id))
             raise IllegalTransition(f"job {job_id} is executing; cancel it first")
 
     async def _change(self, job_id: int, decide: Callable[[Job[Any]], Transition]) -> Job[Any]:
         """Read, decide, apply; again when the job moved in between."""
         await self._ensure_open()
         while True:
-            step = decide(await self.store.get(job_id))
-            (job,) = await self.store.apply([step])
+            step = decide(await in_time(self.store.get(job_id)))
+            (job,) = await in_time(self.store.apply([step]))
             if job is not None:
                 return job
 
@@ -315,27 +345,26 @@ class Operator:
     async def pause_queue(self, queue: str) -> None:
         """Let no claim that begins from now on return a job, on any node, across restarts; running jobs go on."""
         await self._ensure_open()
-        if await self.store.set_queue(limits.name(queue, "queue"), paused=True):
-            await self._tell(lambda at: QueuePaused(queue=queue, at=at))
+        if await in_time(self.store.set_queue(limits.name(queue, "queue"), paused=True)):
+            await self._herald.tell(lambda at: [QueuePaused(queue=queue, at=at)])
 
     async def resume_queue(self, queue: str) -> None:
         """Undo `pause_queue`."""
         await self._ensure_open()
-        if await self.store.set_queue(limits.name(queue, "queue"), paused=False):
-            await self._tell(lambda at: QueueResumed(queue=queue, at=at))
+        if await in_time(self.store.set_queue(limits.name(queue, "queue"), paused=False)):
+            await self._herald.tell(lambda at: [QueueResumed(queue=queue, at=at)])
         if self._engine is not None:
-            self._engine.nudge(queue)
+            self._engine.crew.nudge(queue)
 
-    async def scale_queue(self, queue: str, limit: int) -> None:
-        """Run at most so many jobs of a queue at once, on each node; lowering it lets running ones finish."""
+    async def scale_queue(self, queue: str, limit: int | None) -> None:
+        """Run at most so many jobs of a queue at once, on each node, across restarts; lowering it lets running ones
+        finish. None takes it back: each node runs as many as it was started with.
+        """
         await self._ensure_open()
-        await self.store.set_queue(limits.name(queue, "queue"), limit=limits.integer(limit, "limit", 1))
+        said = 0 if limit is None else limits.integer(limit, "limit", 1)
+        await in_time(self.store.set_queue(limits.name(queue, "queue"), limit=said))
         if self._engine is not None:
-            self._engine.resize(queue, limit)
-
-    async def _tell(self, event: Callable[[datetime], Event]) -> None:
-        if self.telemetry is not None and self.telemetry.is_watched:
-            await self.telemetry.deliver([event(self.clock.now())])
+            self._engine.crew.resize(queue, limit)
 
     # --- the store's life time ---
 
@@ -361,6 +390,19 @@ def _check(worker: WorkerDef, draft: Draft[Any]) -> None:
         worker.check(draft.args_json)
     except UnreadableArgs as error:
         raise ArgsError(str(error)) from None
+
+
+def _arrivals(
+    jobs: Sequence[Job[Any]], replaced: Sequence[Job[Any]], in_transaction: bool, at: datetime
+) -> Iterator[Event]:
+    """What an enqueue tells of: whom it replaced, then what came in."""
+    for old in replaced:
+        yield JobCancelled(job=old, at=at, error_msg=_reason(old))
+    for job in jobs:
+        if job.duplicate:
+            yield JobDuplicate(job=job, at=at)
+        else:
+            yield JobEnqueued(job=job, at=at, in_transaction=in_transaction)
 
 
 def _reason(job: Job[Any]) -> str | None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
 
-from jobs_async.core.events import JobStarted
+from jobs_async.core.events import JobStarted, JobStuck
 from jobs_async.core.outcome import Cancelled, Discarded, Failure, Interrupted, Outcome
 from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.deadlines import Deadlines
 from jobs_async.runtime.loops import MAX_PAUSE, Bell
+from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.run import Cause, Host, Run
 from jobs_async.runtime.slots import Slots
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from jobs_async.core.job import Job
+    from jobs_async.runtime.herald import Herald
+    from jobs_async.runtime.outage import Outage
     from jobs_async.runtime.settler import Settler
-    from jobs_async.telemetry import Telemetry
 
 UNKNOWN = "no handler registered"
 HAND_BACK = 5.0
@@ -46,20 +48,28 @@ class QueueRunner:
         node: Callable[[], str],
         find: Callable[[str], WorkerDef | None],
         settler: Settler,
-        telemetry: Telemetry | None,
+        herald: Herald,
+        outage: Outage,
         poll_interval: float,
     ) -> None:
         self.name = name
         self.slots = Slots(limit)
         self.runs: dict[tuple[int, int], Run] = {}
+        self.idle = asyncio.Event()
+        """No handler runs."""
         self.empty = asyncio.Event()
+        """And whatever ran is settled and told of."""
+        self.idle.set()
         self.empty.set()
+        self._running = 0
         self._host = host
         self._node = node
         self._find = find
         self._settler = settler
-        self._telemetry = telemetry
+        self._herald = herald
+        self._outage = outage
         self._poll = poll_interval
+        self._claiming = f"claiming from queue {name}"
         self._bell = Bell()
         self._stopping = False
         self._deadlines = Deadlines(self.runs.values())
@@ -88,11 +98,12 @@ class QueueRunner:
                 await self._bell.wait()
                 continue
             try:
-                fetched = await self._host.store.fetch(self.name, free, node=self._node())
+                fetched = await in_time(self._host.store.fetch(self.name, free, node=self._node()))
                 failures = 0
+                self._outage.worked(self._claiming)
             except Exception as error:
                 failures += 1
-                logger.warning("queue %s cannot claim (%s); trying again", self.name, error)
+                self._outage.failed(self._claiming, error)
                 await self._bell.wait(min(0.05 * 2 ** min(failures, 10), MAX_PAUSE))
                 continue
             await self._start(fetched.jobs)
@@ -115,16 +126,17 @@ class QueueRunner:
             self.runs[job.id, job.claim] = run
             self.empty.clear()
             runs.append(run)
-        if runs and self._telemetry is not None and self._telemetry.is_watched:
-            at = self._host.clock.now()
-            await self._telemetry.deliver([JobStarted(job=run.job, at=at) for run in runs if run.outcome is None])
+        if runs and self._herald.is_heard:
+            await self._herald.tell(lambda at: [JobStarted(job=run.job, at=at) for run in runs if run.outcome is None])
         for run in runs:
             run.outcome = run.outcome or self._second_thought(run)
             if run.outcome is None:
-                run.start(self._threads, self._ended)
+                self._running += 1
+                self.idle.clear()
+                run.start(self._threads, self._ended, self._stuck)
                 self._deadlines.watch(run)
             else:
-                self._ended(run)
+                self._settler.take(run, self._release)
 
     def _second_thought(self, run: Run) -> Outcome | None:
         """Telling of the claim took its time: has anything come up against starting it?"""
@@ -149,13 +161,21 @@ class QueueRunner:
     async def _is_known_elsewhere(self, worker: str) -> bool:
         """Whether another live node has this worker; where the store does not say, it may."""
         try:
-            nodes = await self._host.store.nodes()
+            nodes = await in_time(self._host.store.nodes())
         except Exception:
             return True
         return any(node.alive and worker in node.workers for node in nodes)
 
     def _ended(self, run: Run) -> None:
+        self._running -= 1
+        if not self._running:
+            self.idle.set()
         self._settler.take(run, self._release)
+
+    def _stuck(self, run: Run) -> None:
+        job, cause = run.job, run.cause.value if run.cause else ""
+        logger.warning("job %d (%s) goes on after it was told to end (%s)", job.id, job.worker, cause)
+        self._herald.tell_soon(lambda at: JobStuck(job=job, at=at, cause=cause))
 
     def _release(self, ended: list[Run]) -> None:
         for run in ended:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from jobs_async.core import limits, retry
+from jobs_async.core import limits
 from jobs_async.core.context import current
 from jobs_async.core.errors import ArgsError, OptionError, UnreadableArgs
 from jobs_async.core.job import Job, Progress
@@ -33,7 +33,9 @@ from jobs_async.core.outcome import (
     Snooze,
     Snoozed,
 )
+from jobs_async.runtime.backoff import retry_delay
 from jobs_async.runtime.failures import failure_of, safe
+from jobs_async.runtime.patience import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobs_async")
 
 NEVER = float("inf")
-STRATEGY_SECONDS = 5.0
-"""How long an async retry strategy may take."""
+STUCK_AFTER = 3.0
+"""Seconds after which a handler that was told to end, and does not, is reported."""
 
 
 class Cause(Enum):
@@ -103,11 +105,13 @@ class Run:
         "_in_thread",
         "_is_cut",
         "_loop",
+        "_stuck",
         "cancelled",
         "cause",
         "deadline_at",
         "duration",
         "host",
+        "is_stuck",
         "job",
         "outcome",
         "retry_in",
@@ -126,6 +130,7 @@ class Run:
         self.retry_in = 0.0
         self._in_thread = False
         self._is_cut = False
+        self.is_stuck = False
         self.duration = 0.0
         self.deadline_at = NEVER
         self._began_at = 0.0
@@ -154,7 +159,7 @@ class Run:
         if note:
             limits.name(note, "the note of a progress")
         patch = Patch(progress=Progress(float(fraction), note))
-        (job,) = await self.host.store.apply([Transition(self.job, self.job.state, patch=patch)])
+        (job,) = await in_time(self.host.store.apply([Transition(self.job, self.job.state, patch=patch)]))
         if job is not None:
             self.job = job
 
@@ -163,13 +168,13 @@ class Run:
 
     # --- what the runtime does with it ---
 
-    def start(self, threads: CapacityLimiter, done: Callable[[Run], None]) -> None:
-        """Run the handler in a task of its own; `done` is called when it has really ended."""
+    def start(self, threads: CapacityLimiter, done: Callable[[Run], None], stuck: Callable[[Run], None]) -> None:
+        """Run the handler in a task of its own; `done` is called when it has really ended, `stuck` when it will not."""
         loop = asyncio.get_running_loop()
         self._loop, self._began_at = loop, loop.time()
         if self.job.timeout_seconds is not None:
             self.deadline_at = self._began_at + self.job.timeout_seconds
-        self._done = done
+        self._done, self._stuck = done, stuck
         self.task = asyncio.Task(self._guard(threads), loop=loop, name=self.job.worker)
 
     def _never_began(self, _task: asyncio.Task[None]) -> None:
@@ -187,10 +192,18 @@ class Run:
     def stop(self, cause: Cause) -> None:
         """Tell it, and cancel its task, once; a thread cannot be cancelled and keeps its slot until it ends."""
         self.warn(cause)
-        if self.task is not None and not self._in_thread and not self._is_cut:
-            self._is_cut = True
+        if self.task is None or self._is_cut:
+            return
+        self._is_cut = True
+        self._loop.call_later(STUCK_AFTER, self._find_stuck)
+        if not self._in_thread:
             self.task.add_done_callback(self._never_began)
             self.task.cancel()
+
+    def _find_stuck(self) -> None:
+        if self.outcome is None:
+            self.is_stuck = True
+            self._stuck(self)
 
     async def _guard(self, threads: CapacityLimiter) -> None:
         """The boundary: nothing a handler raises gets out, not even what would end the loop."""
@@ -219,7 +232,7 @@ class Run:
         self._in_thread = False
         if self.cause is not None and inspect.iscoroutine(value):
             value.close()
-            return None
+            raise asyncio.CancelledError  # what it was to do has not been done
         return await value if inspect.isawaitable(value) else value
 
     def _judge(self, error: BaseException | None, value: Any = None) -> Outcome:
@@ -258,7 +271,7 @@ class Run:
         """Find out when to try again, and tell the log what happened."""
         job, then = self.job, "no attempt is left"
         if job.attempt < job.max_attempts:
-            self.retry_in = await self._retry_delay()
+            self.retry_in = await retry_delay(self.worker, max(0, job.attempt - 1), self.host)
             then = f"next in {self.retry_in:.1f} s"
         told = None if self.cause is Cause.TIMEOUT else error
         what = "timed out" if told is None else "failed"
@@ -272,19 +285,6 @@ class Run:
             then,
             exc_info=told,
         )
-
-    async def _retry_delay(self) -> float:
-        """The worker's own strategy; where that fails, the default one."""
-        index, rng, now = max(0, self.job.attempt - 1), self.host.rng, self.host.clock.now().timestamp()
-        try:
-            answer = retry.ask(self.worker.retry_strategy, index, rng, now)
-            if not isinstance(answer, (int, float, timedelta)):
-                async with asyncio.timeout(STRATEGY_SECONDS):
-                    answer = await answer
-            return retry.bounded(answer)
-        except BaseException:
-            logger.warning("the retry strategy of %s failed; using the default", self.job.worker, exc_info=True)
-            return retry.DEFAULT_STRATEGY.delay(index, rng, now)
 
     def step(self) -> Transition:
         """The transition that follows."""

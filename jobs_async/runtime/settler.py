@@ -16,15 +16,18 @@ from jobs_async.core.events import Event, StaleSettlement, outcome_event
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.outcome import Discarded, Failure
-from jobs_async.core.store import Clock, JobQuery, Store
+from jobs_async.core.store import JobQuery, Store
 from jobs_async.runtime.loops import Bell
+from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from random import Random
 
-    from jobs_async.telemetry import Telemetry
+    from jobs_async.runtime.herald import Herald
+    from jobs_async.runtime.outage import Outage
 
 MAX_BATCH = 500
 FIRST_PAUSE, MAX_PAUSE = 0.05, 5.0
@@ -33,6 +36,7 @@ TRIES_TOGETHER = 3
 
 REFUSALS = (WriteRefused, ValueError, TypeError)
 REFUSED = "SettlementRefused"
+SETTLING, READING = "settling jobs", "reading jobs"
 
 Release = Callable[[list[Run]], None]
 
@@ -43,11 +47,11 @@ class Settler:
     """Takes ended runs, writes what follows, tells of it, and gives the runs back to their queues."""
 
     def __init__(
-        self, store: Store, telemetry: Telemetry | None, clock: Clock, rng: Random, settled: Callable[[Job[Any]], None]
+        self, store: Store, herald: Herald, outage: Outage, rng: Random, settled: Callable[[Job[Any]], None]
     ) -> None:
         self._store = store
-        self._telemetry = telemetry
-        self._clock = clock
+        self._herald = herald
+        self._outage = outage
         self._rng = rng
         self._settled = settled
         self._inbox: list[tuple[Run, Release]] = []
@@ -79,30 +83,31 @@ class Settler:
     async def _settle(self, runs: Sequence[Run]) -> None:
         steps = [run.step() for run in runs]
         applied = await self.write(steps)
-        events: list[Event] = []
-        at = self._clock.now() if self._telemetry is not None and self._telemetry.is_watched else None
-        for run, first, written in zip(runs, steps, applied, strict=True):
-            step, job = (first, written) if written is not None else await self._settle_again(run)
+        settled: list[tuple[Run, Transition, Job[Any] | None]] = []
+        for run, step, job in zip(runs, steps, applied, strict=True):
+            settled.append((run, step, job) if job is not None else (run, *await self._settle_again(run, step)))
+        for _, _, job in settled:
             if job is not None:
                 self._settled(job)
-            if at is not None and job is not None:
-                events.append(outcome_event(step, job, at, round(run.duration * 1000)))
-            elif at is not None:
-                events.append(StaleSettlement(job=run.job, at=at))
-        if events and self._telemetry is not None:
-            await self._telemetry.deliver(events)
+        if self._herald.is_heard:
+            await self._herald.tell(lambda at: [_event(*each, at) for each in settled])
 
-    async def _settle_again(self, run: Run) -> tuple[Transition, Job[Any] | None]:
-        """The fence refused: somebody asked to cancel meanwhile, and we decide anew, or the claim is no longer ours."""
+    async def _settle_again(self, run: Run, step: Transition) -> tuple[Transition, Job[Any] | None]:
+        """The fence refused. Either we wrote this before and the answer got lost; or somebody asked to cancel
+        meanwhile, and we decide anew; or the claim is no longer ours.
+        """
         rows = await self._insist(lambda: self._store.select(JobQuery(ids=[run.job.id])))
         row = rows[0] if rows else None
+        if row is not None and _is_written(row, step):
+            return step, row
         job = None
         if row is not None and row.state is JobState.executing and row.claim == run.job.claim:
             run.job = row
-            (job,) = await self.write([run.step()])
+            step = run.step()
+            (job,) = await self.write([step])
         if job is None:
             logger.warning("job %d (%s) was taken from this node; its outcome is dropped", run.job.id, run.job.worker)
-        return run.step(), job
+        return step, job
 
     async def write(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
         """Apply transitions, insisting while the store is away.
@@ -113,11 +118,14 @@ class Settler:
         pause, tries = FIRST_PAUSE, 0
         while True:
             try:
-                return await self._store.apply(steps)
+                applied = await in_time(self._store.apply(steps))
+                self._outage.worked(SETTLING)
+                return applied
             except Exception as error:
                 tries += 1
                 refused = isinstance(error, REFUSALS)
-                logger.warning("%d settlements could not be written (%s)", len(steps), error)
+                if not refused:
+                    self._outage.failed(SETTLING, error)
                 if len(steps) > 1 and (refused or tries == TRIES_TOGETHER):
                     return [job for step in steps for job in await self.write([step])]
                 if refused:
@@ -128,6 +136,7 @@ class Settler:
     async def _discard_instead(self, step: Transition, error: Exception) -> list[Job[Any] | None]:
         if step.error is not None and step.error.type == REFUSED:
             return [None]
+        logger.error("the store refuses the outcome of job %d (%s)", step.job.id, type(error).__name__)
         failure = Failure(REFUSED, f"its settlement was refused: {type(error).__name__}")
         return await self.write([decide(step.job, Discarded(failure))])
 
@@ -135,11 +144,30 @@ class Settler:
         pause = FIRST_PAUSE
         while True:
             try:
-                return await ask()
+                answer = await in_time(ask())
+                self._outage.worked(READING)
+                return answer
             except Exception as error:
-                logger.warning("the store does not answer (%s); asking again", error)
+                self._outage.failed(READING, error)
             await asyncio.sleep(self._rng.uniform(0, pause))
             pause = min(pause * 2, MAX_PAUSE)
+
+
+def _is_written(row: Job[Any], step: Transition) -> bool:
+    """Is the row what our own write has made of it? Only its claim's holder, or a rescue, moves a job on from there."""
+    base = step.job
+    return (
+        row.claim == base.claim
+        and row.state is step.target
+        and row.rescues == base.rescues
+        and row.attempt == max(0, base.attempt + step.attempt_delta)
+    )
+
+
+def _event(run: Run, step: Transition, job: Job[Any] | None, at: datetime) -> Event:
+    if job is None:
+        return StaleSettlement(job=run.job, at=at)
+    return outcome_event(step, job, at, round(run.duration * 1000))
 
 
 def _by_release(batch: Sequence[tuple[Run, Release]]) -> dict[Release, list[Run]]:

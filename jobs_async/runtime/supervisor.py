@@ -63,7 +63,9 @@ class Supervisor(Operator):
     {} makes a producer and operator that runs nothing. Durations are seconds or timedeltas: `poll_interval` between
     two looks for jobs that other processes stored (those stored here start at once), `shutdown_timeout` for running
     jobs at a stop, `heartbeat` and `lease` of this node (a lease is at least 4 heartbeats), `rescue_interval` between
-    two searches for the jobs of dead nodes, which are discarded after `max_rescues`.
+    two searches for the jobs of dead nodes, which are discarded after `max_rescues`. A thread watches the event loop:
+    it reports what blocks it for more than a second, and keeps the lease while it is blocked, for `max_stall` seconds;
+    None: there is no such thread, and a block as long as the lease costs the running jobs.
 
     Raises:
         OptionError: something is out of bounds.
@@ -83,6 +85,7 @@ class Supervisor(Operator):
         lease: Seconds = 30.0,
         rescue_interval: Seconds = 10.0,
         max_rescues: int = 3,
+        max_stall: Seconds | None = 300.0,
         strict: bool = False,
         clock: Clock | None = None,
         rng: Random | None = None,
@@ -96,6 +99,7 @@ class Supervisor(Operator):
             lease=limits.seconds(lease, "lease", low=0.004),
             rescue_interval=limits.seconds(rescue_interval, "rescue_interval", low=0.001),
             max_rescues=limits.integer(max_rescues, "max_rescues", 0),
+            max_stall=None if max_stall is None else limits.seconds(max_stall, "max_stall"),
         )
         if self._settings.lease < 4 * self._settings.heartbeat:
             raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
@@ -164,6 +168,13 @@ class Supervisor(Operator):
     def is_stopped(self) -> bool:
         """After a stop; a new start undoes it."""
         return self._was_stopped
+
+    @property
+    def stuck(self) -> tuple[int, ...]:
+        """The jobs here whose handlers go on 3 seconds after they were told to end: threads, and those that swallow
+        their cancellation. Each keeps its slot until it ends.
+        """
+        return () if self._engine is None else self._engine.stuck
 
     async def start(self) -> None:
         """Open the store where nobody has, and run. Harmless while running; after a stop it starts anew.

@@ -9,6 +9,7 @@ from typing import Any
 from jobs_async.core.errors import JobNotFound, StoreClosed
 from jobs_async.core.job import FINAL, Job
 from jobs_async.core.store import MAX_PAGE, JobQuery, Store
+from jobs_async.runtime.patience import in_time
 
 FIRST_PAUSE, MAX_PAUSE = 0.05, 1.0
 
@@ -81,7 +82,7 @@ class Waiters:
     async def _look(self, wanted: list[int]) -> None:
         for start in range(0, len(wanted), MAX_PAGE):
             ids = wanted[start : start + MAX_PAGE]
-            found = {job.id: job for job in await self._store.select(JobQuery(ids=ids, limit=MAX_PAGE))}
+            found = {job.id: job for job in await in_time(self._store.select(JobQuery(ids=ids, limit=MAX_PAGE)))}
             for job_id in ids:
                 job = found.get(job_id)
                 if job is None:

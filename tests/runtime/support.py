@@ -55,6 +55,7 @@ class World:
         telemetry = options.pop("telemetry", None) or Telemetry()
         telemetry.attach(self.seen)
         options.setdefault("rng", Random(7))
+        options.setdefault("max_stall", None)  # a watchdog lives in real time
         return Supervisor(store or self.store, telemetry=telemetry, clock=self.clock, **options)
 
 

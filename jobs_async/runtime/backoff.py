@@ -1,0 +1,33 @@
+"""Asking a worker's retry strategy, which is code of the user's, and going on where it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from jobs_async.core import retry
+
+if TYPE_CHECKING:
+    from jobs_async.core.workers import WorkerDef
+    from jobs_async.runtime.run import Host
+
+STRATEGY_SECONDS = 5.0
+"""How long an async strategy may take."""
+
+logger = logging.getLogger("jobs_async")
+
+
+async def retry_delay(worker: WorkerDef, index: int, host: Host) -> float:
+    """Seconds until the retry of this index, from 0, as the worker's strategy says; where it fails, the default one."""
+    rng, now = host.rng, host.clock.now().timestamp()
+    try:
+        answer = retry.ask(worker.retry_strategy, index, rng, now)
+        if not isinstance(answer, (int, float, timedelta)):
+            async with asyncio.timeout(STRATEGY_SECONDS):
+                answer = await answer
+        return retry.bounded(answer)
+    except BaseException:
+        logger.warning("the retry strategy of %s failed; using the default", worker.name, exc_info=True)
+        return retry.DEFAULT_STRATEGY.delay(index, rng, now)

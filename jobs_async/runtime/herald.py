@@ -1,0 +1,95 @@
+"""How the runtime tells of what happened: builds nothing where nobody listens, and near an end waits no longer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+    from datetime import datetime
+
+    from jobs_async.core.events import Event
+    from jobs_async.core.store import Clock
+    from jobs_async.telemetry import Handler, Telemetry
+
+logger = logging.getLogger("jobs_async")
+
+
+class Herald:
+    """Hands the events of one engine to its Telemetry.
+
+    Once `hurry` was called, all that is still to be told has one span of time together; the rest is dropped, for a
+    handler that hangs must not hold up a stop.
+    """
+
+    def __init__(self, telemetry: Telemetry | None, clock: Clock) -> None:
+        self._telemetry = telemetry
+        self._clock = clock
+        self._until: float | None = None
+        self._open: set[asyncio.Timeout] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dropped = 0
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens."""
+        return self._telemetry is not None and self._telemetry.is_watched
+
+    @property
+    def calling(self) -> Handler | None:
+        """The handler that is being called right now."""
+        return None if self._telemetry is None else self._telemetry.calling
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    async def tell(self, events: Callable[[datetime], Iterable[Event]]) -> None:
+        """Deliver the events that `events` makes, given the time; it is called only where somebody listens."""
+        if self._telemetry is not None and self._telemetry.is_watched:
+            made = list(events(self._clock.now()))
+            if made:
+                await self._in_time(self._telemetry.deliver(made), len(made))
+
+    def tell_soon(self, event: Callable[[datetime], Event], *, told_urgently: bool = False) -> None:
+        """Deliver an event without waiting for it."""
+        telemetry = self._telemetry
+        if telemetry is not None and telemetry.is_watched:
+            delivery = telemetry.deliver([event(self._clock.now())], told_urgently=told_urgently)
+            task = asyncio.get_running_loop().create_task(self._in_time(delivery, 1), name="jobs_async telling")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def tell_urgently(self, event: Callable[[datetime], Event]) -> None:
+        """From a thread, while the event loop is blocked: tell those handlers that allow it."""
+        if self._telemetry is not None and self._telemetry.is_watched:
+            self._telemetry.deliver_urgently(event(self._clock.now()))
+
+    def hurry(self, seconds: float) -> None:
+        """From now on all deliveries together may take so long; the first call counts."""
+        if self._until is None:
+            self._until = asyncio.get_running_loop().time() + seconds
+            for timeout in self._open:
+                timeout.reschedule(self._until)
+
+    async def close(self) -> None:
+        """Let what was told soon, and what handlers hold back, come through in the time that is left."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+        if self._telemetry is not None:
+            await self._in_time(self._telemetry.flush(), 0)
+        if self._dropped:
+            logger.warning("%d events were not told of, for the stop would not wait for their handlers", self._dropped)
+
+    async def _in_time(self, delivery: Coroutine[Any, Any, None], count: int) -> None:
+        timeout = asyncio.timeout_at(self._until)
+        try:
+            async with timeout:
+                self._open.add(timeout)
+                try:
+                    await delivery
+                finally:
+                    self._open.discard(timeout)
+        except TimeoutError:
+            self._dropped += count

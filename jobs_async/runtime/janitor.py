@@ -1,0 +1,97 @@
+"""Looking after what nobody runs any more: jobs of dead nodes, and claims of our own whose answer never arrived."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from jobs_async.core.events import outcome_event
+from jobs_async.core.job import JobState
+from jobs_async.core.lifecycle import decide
+from jobs_async.core.outcome import Interrupted, Lost
+from jobs_async.core.retry import DEFAULT_STRATEGY
+from jobs_async.core.store import MAX_PAGE, JobQuery
+from jobs_async.runtime.backoff import retry_delay
+from jobs_async.runtime.patience import in_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from jobs_async.core.events import Event
+    from jobs_async.core.job import Job
+    from jobs_async.core.lifecycle import Transition
+    from jobs_async.core.workers import WorkerDef
+    from jobs_async.runtime.crew import Crew
+    from jobs_async.runtime.herald import Herald
+    from jobs_async.runtime.run import Host
+
+logger = logging.getLogger("jobs_async")
+
+
+class Janitor:
+    """Any node may do this at any time: a lost race changes nothing, for every step is fenced."""
+
+    def __init__(
+        self,
+        host: Host,
+        crew: Crew,
+        herald: Herald,
+        *,
+        workers: Mapping[str, WorkerDef],
+        node: Callable[[], str],
+        max_rescues: int,
+    ) -> None:
+        self._host = host
+        self._crew = crew
+        self._herald = herald
+        self._workers = workers
+        self._node = node
+        self._lost = Lost(max_rescues)
+        self._strays: set[tuple[int, int]] = set()
+
+    async def sweep(self) -> None:
+        """One round."""
+        await self._hand_back_strays()
+        await self._rescue()
+
+    async def _rescue(self) -> None:
+        """Free what dead nodes were running, page by page."""
+        after = None
+        while jobs := await in_time(
+            self._host.store.select(JobQuery(orphaned=True, newest_first=False, after=after, limit=MAX_PAGE))
+        ):
+            after = jobs[-1].id
+            steps = [decide(job, self._lost, await self._delay(job)) for job in jobs]
+            freed = zip(steps, await in_time(self._host.store.apply(steps)), strict=True)
+            done = [(step, job) for step, job in freed if job is not None]
+            await self._herald.tell(partial(_freed, done))
+            for _, job in done:
+                self._crew.nudge(job.queue)
+
+    async def _delay(self, job: Job[Any]) -> float:
+        """As its worker's strategy says, where we know the worker; only from the second rescue on is there one."""
+        if not job.rescues:
+            return 0.0
+        worker = self._workers.get(job.worker)
+        if worker is None:
+            return DEFAULT_STRATEGY.delay(job.rescues - 1, self._host.rng, self._host.clock.now().timestamp())
+        return await retry_delay(worker, job.rescues - 1, self._host)
+
+    async def _hand_back_strays(self) -> None:
+        """Free what the store says we run and we do not: claims whose answer never arrived, here twice in a row."""
+        query = JobQuery(states=[JobState.executing], node=self._node(), newest_first=False, limit=MAX_PAGE)
+        claimed = await in_time(self._host.store.select(query))
+        known = {(run.job.id, run.job.claim) for run in self._crew.runs()}
+        strays = {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
+        lost = [decide(job, Interrupted()) for key, job in strays.items() if key in self._strays]
+        self._strays = set(strays)
+        for job in await in_time(self._host.store.apply(lost)) if lost else ():
+            if job is not None:
+                logger.warning("job %d (%s) was claimed but its claim never arrived; handed back", job.id, job.worker)
+                self._crew.nudge(job.queue)
+
+
+def _freed(done: Sequence[tuple[Transition, Job[Any]]], at: datetime) -> list[Event]:
+    return [outcome_event(step, job, at) for step, job in done]
