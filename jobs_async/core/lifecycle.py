@@ -68,9 +68,12 @@ class Patch(Struct, frozen=True, kw_only=True):
     priority: int | UnsetType = UNSET
     queue: str | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
+    scheduled_at: datetime | UnsetType = UNSET
 
 
 NO_PATCH = Patch()
+_EDITED = ("queue", "max_attempts", "scheduled_at")
+"""What can change only while a job waits."""
 _PATCHED = Patch.__struct_fields__
 
 
@@ -93,7 +96,7 @@ class Transition(Struct, frozen=True, gc=False):
 
     def __post_init__(self) -> None:
         patch = self.patch
-        if self.job.state not in WAITING and (patch.queue is not UNSET or patch.max_attempts is not UNSET):
+        if self.job.state not in WAITING and any(getattr(patch, field) is not UNSET for field in _EDITED):
             raise IllegalTransition(f"job {self.job.id} is {self.job.state.name} and can no longer be edited")
         if self.target is self.job.state:
             if self.target in FINAL:
@@ -160,13 +163,15 @@ def cancel(job: Job[Any], reason: str = "cancelled on request") -> Transition:
 
 
 def edit(job: Job[Any], changes: Patch, delay: float | None = None) -> Transition:
-    """A user's wish: change a job that waits, and let it be due in `delay` seconds where that is given.
+    """A user's wish: change a job that waits; where `delay` or the patch says so, it waits anew for its time.
 
     Raises:
         IllegalTransition: it is executing, or has ended.
     """
     if job.state not in WAITING:
         raise IllegalTransition(f"job {job.id} is {job.state.name} and can no longer be edited")
+    if changes.scheduled_at is not UNSET:
+        return Transition(job, _S.scheduled, patch=changes)
     if delay is None:
         return Transition(job, job.state, patch=changes)
     return Transition(job, _S.scheduled if delay > 0 else _S.available, delay=delay, patch=changes)
@@ -239,13 +244,13 @@ def advance(row: Job[Any], step: Transition, now: datetime) -> Job[Any]:
     changes: dict[str, Any] = (
         {} if row.replaces is None and not row.duplicate else {"replaces": None, "duplicate": False}
     )
-    if step.patch is not NO_PATCH:
-        changes |= {field: value for field in _PATCHED if (value := getattr(step.patch, field)) is not UNSET}
     if row.state is not _S.executing:
         changes["claim"] = row.claim + 1
     final = step.target in FINAL
     if not final and (step.delay or not step.is_patch):
         changes["scheduled_at"] = now + timedelta(seconds=step.delay) if step.delay else now
+    if step.patch is not NO_PATCH:
+        changes |= {field: value for field in _PATCHED if (value := getattr(step.patch, field)) is not UNSET}
     if step.is_patch:
         return replace(row, **changes)
     changes["state"] = step.target

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from jobs_async.core import limits
 from jobs_async.core.errors import JobNotFound, OptionError
@@ -44,10 +45,17 @@ class Clock(Protocol):
 
 
 class Tick(Struct, frozen=True):
-    """One instant of one cron entry; spent once in the whole fleet."""
+    """One instant of one cron entry; spent once in the whole fleet, in whatever zone it is said.
+
+    Raises:
+        OptionError: the instant is naive.
+    """
 
     name: str
     at: datetime
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "at", limits.instant(self.at, "a tick"))
 
 
 class Node(Struct, frozen=True, kw_only=True):

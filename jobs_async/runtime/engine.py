@@ -85,8 +85,8 @@ class Engine:
         self._host = host
         self._settings = settings
         self._herald = Herald(telemetry, host.clock)
-        outage = Outage(self._herald)
-        self._settler = Settler(host.store, self._herald, outage, host.rng, settled)
+        self._outage = Outage(self._herald)
+        self._settler = Settler(host.store, self._herald, self._outage, host.rng, settled)
         runners = {
             name: QueueRunner(
                 name,
@@ -96,7 +96,7 @@ class Engine:
                 find=workers.get,
                 settler=self._settler,
                 herald=self._herald,
-                outage=outage,
+                outage=self._outage,
                 poll_interval=settings.poll_interval,
             )
             for name, limit in queues.items()
@@ -183,17 +183,19 @@ class Engine:
         heart = every(
             settings.heartbeat,
             self._member.beat,
-            name="heartbeat",
+            name="the heartbeat",
             bell=self._beating,
             ended=lambda: self._leaving,
+            outage=self._outage,
             rng=self._host.rng,
         )
         janitor = every(
             settings.rescue_interval,
             self._janitor.sweep,
-            name="rescue",
+            name="the search for lost jobs",
             bell=self._rescuing,
             ended=self._stop_asked.is_set,
+            outage=self._outage,
             rng=self._host.rng,
         )
         return [self._spawn(heart, "heartbeat"), self._spawn(janitor, "janitor")]

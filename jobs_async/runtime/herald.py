@@ -20,15 +20,15 @@ logger = logging.getLogger("jobs_async")
 class Herald:
     """Hands the events of one engine to its Telemetry.
 
-    Once `hurry` was called, all that is still to be told has one span of time together; the rest is dropped, for a
-    handler that hangs must not hold up a stop.
+    Once `hurry` was called, all that is still to be told shares so many seconds of telling; the rest is dropped, for
+    a handler that hangs must not hold up a stop.
     """
 
     def __init__(self, telemetry: Telemetry | None, clock: Clock) -> None:
         self._telemetry = telemetry
         self._clock = clock
-        self._until: float | None = None
-        self._open: set[asyncio.Timeout] = set()
+        self._left: float | None = None
+        self._open: dict[asyncio.Timeout, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._dropped = 0
 
@@ -68,10 +68,11 @@ class Herald:
 
     def hurry(self, seconds: float) -> None:
         """From now on all deliveries together may take so long; the first call counts."""
-        if self._until is None:
-            self._until = asyncio.get_running_loop().time() + seconds
+        if self._left is None:
+            self._left, now = seconds, asyncio.get_running_loop().time()
             for timeout in self._open:
-                timeout.reschedule(self._until)
+                self._open[timeout] = now
+                timeout.reschedule(now + seconds)
 
     async def close(self) -> None:
         """Let what was told soon, and what handlers hold back, come through in the time that is left."""
@@ -83,13 +84,15 @@ class Herald:
             logger.warning("%d events were not told of, for the stop would not wait for their handlers", self._dropped)
 
     async def _in_time(self, delivery: Coroutine[Any, Any, None], count: int) -> None:
-        timeout = asyncio.timeout_at(self._until)
+        loop = asyncio.get_running_loop()
+        timeout = asyncio.timeout(self._left)
+        self._open[timeout] = loop.time()
         try:
             async with timeout:
-                self._open.add(timeout)
-                try:
-                    await delivery
-                finally:
-                    self._open.discard(timeout)
+                await delivery
         except TimeoutError:
             self._dropped += count
+        finally:
+            took = loop.time() - self._open.pop(timeout)
+            if self._left is not None:
+                self._left = max(0.0, self._left - took)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from random import Random
 
+    from jobs_async.runtime.outage import Outage
+
 MAX_PAUSE = 30.0
 """Seconds between two tries of something that keeps failing, at most."""
-
-logger = logging.getLogger("jobs_async")
 
 
 class Bell:
@@ -50,11 +49,12 @@ async def every(
     name: str,
     bell: Bell,
     ended: Callable[[], bool],
+    outage: Outage,
     rng: Random,
 ) -> None:
     """Do something now and then every so many seconds, a little jittered, until `ended`; a ring brings it forward.
 
-    A failure is logged and repeated with growing pauses: no store that is away for a while ends a loop.
+    What fails is repeated with growing pauses: no store that is away for a while ends a loop.
     """
     failures = 0
     while not ended():
@@ -62,9 +62,10 @@ async def every(
         try:
             await do()
             failures = 0
-        except Exception:
+            outage.worked(name)
+        except Exception as error:
             failures += 1
-            logger.exception("%s failed %d times in a row; trying again", name, failures)
+            outage.failed(name, error)
         pause = seconds if not failures else min(seconds, 0.05 * 2 ** min(failures, 10), MAX_PAUSE)
         if not ended():
             await bell.wait(pause * rng.uniform(0.9, 1.0))

@@ -297,22 +297,19 @@ class Operator:
             ArgsError: the arguments cannot be stored, or do not fit a worker that is registered here.
             OptionError: an option is out of bounds, or not one that can be edited.
         """
-        given = dict(options)
-        unknown = sorted(given.keys() - EditOptions.__annotations__.keys())
+        unknown = sorted(options.keys() - EditOptions.__annotations__.keys())
         if unknown:
             known = ", ".join(["args", *EditOptions.__annotations__])
             raise OptionError(f"{unknown[0]!r} cannot be edited; what can: {known}")
-        opts = JobOpts(**cast("EditOptions", given)).given
+        opts = {key: value for key, value in JobOpts(**options).given.items() if value is not None}
+        delay = opts.pop("delay", None)
         draft = None if args is UNSET else Draft[Any]("edited", args)
 
         def change(job: Job[Any]) -> Transition:
             worker = self._workers.get(job.worker)
             if draft is not None and worker is not None:
                 _check(worker, draft)
-            due = opts.get("scheduled_at")
-            delay = opts.get("delay") if due is None else max(0.0, (due - self.clock.now()).total_seconds())
-            kept = {key: value for key, value in opts.items() if key not in ("delay", "scheduled_at")}
-            return edit(job, Patch(args_json=UNSET if draft is None else draft.args_json, **kept), delay)
+            return edit(job, Patch(args_json=UNSET if draft is None else draft.args_json, **opts), delay)
 
         job = await self._change(job_id, change)
         if self._engine is not None:

@@ -30,7 +30,8 @@ class Outage:
     def failed(self, what: str, error: Exception) -> None:
         now = asyncio.get_running_loop().time()
         if what not in self._failing:
-            logger.warning("the store failed: %s (%s: %s); trying again", what, type(error).__name__, error)
+            trace = None if isinstance(error, (StoreError, OSError)) else error  # neither looks like a bug
+            logger.warning("%s failed (%s: %s); trying again", what, type(error).__name__, error, exc_info=trace)
         self._failing.setdefault(what, now)
         self._since = now if self._since is None else self._since
         if not self._is_told and now - self._failing[what] >= TOLD_AFTER:

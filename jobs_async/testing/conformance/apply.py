@@ -202,6 +202,11 @@ async def an_edited_job_is_claimed_where_and_when_it_is_now(store: Store, clock:
     assert (await store.fetch("old", 10, node=None)).jobs == []
     clock.advance(55)
     assert ids((await store.fetch("due", 10, node=None)).jobs) == [later.id]
+    for at in (clock.now() + timedelta(seconds=9), clock.now() - timedelta(days=1)):
+        job = await waiting(store, queue="at")
+        told = await _as_computed(store, clock, job, edit(job, Patch(scheduled_at=at)))
+        assert (told.state, told.scheduled_at) == (JobState.scheduled, at)
+    assert ids((await store.fetch("at", 10, node=None)).jobs) == [job.id], "what was due long ago is due"
 
 
 async def an_edit_upon_an_old_record_is_refused(store: Store, clock: FakeClock) -> None:
