@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter, deque
+from collections import Counter
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,6 +21,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from jobs_async import (
+    ActivityLog,
     ConstantBackoff,
     Event,
     Job,
@@ -39,28 +40,21 @@ from jobs_async import (
 SHOWN_STATES = (JobState.available, JobState.executing, JobState.completed, JobState.discarded)
 
 
-class ActivityLog:
-    """A telemetry handler that remembers what happened last."""
-
-    def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=16)
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case JobEnqueued(job):
-                self.lines.append(f"Enqueued: {job.worker}({job.args_json})")
-            case JobStarted(job):
-                self.lines.append(f"Started: {job.worker} (attempt {job.attempt})")
-            case JobCompleted(job, duration_ms):
-                self.lines.append(f"Completed: {job.worker} in {duration_ms}ms")
-            case JobFailed(job, _, error):
-                self.lines.append(f"Failed: {job.worker} - {error} (attempt {job.attempt})")
-            case JobDiscarded(job, _, error):
-                self.lines.append(f"Discarded: {job.worker} - {error}")
-
-    def latest(self, count: int = 10) -> list[str]:
-        """The last events, newest first."""
-        return list(reversed(self.lines))[:count]
+def line(event: Event) -> str | None:
+    """How the log tells of an event; None for those it leaves out."""
+    match event:
+        case JobEnqueued(job):
+            return f"Enqueued: {job.worker}({job.args_json})"
+        case JobStarted(job):
+            return f"Started: {job.worker} (attempt {job.attempt})"
+        case JobCompleted(job, duration_ms):
+            return f"Completed: {job.worker} in {duration_ms}ms"
+        case JobFailed(job, _, error):
+            return f"Failed: {job.worker} - {error} (attempt {job.attempt})"
+        case JobDiscarded(job, _, error):
+            return f"Discarded: {job.worker} - {error}"
+        case _:
+            return None
 
 
 async def summary(jobs: Supervisor) -> str:
@@ -85,7 +79,7 @@ async def keep_drawing(live: Live, jobs: Supervisor, log: ActivityLog) -> None:
 async def main(speed: float = 1.0, console: Console | None = None) -> ActivityLog:
     """Run the demo; `speed=10` makes every wait ten times as short."""
     console = console or Console()
-    log, telemetry = ActivityLog(), Telemetry()
+    log, telemetry = ActivityLog(size=16, line=line), Telemetry()
     telemetry.attach(log)
     jobs = Supervisor(MemoryStore(), queues=[Queue("default", concurrency=2)], telemetry=telemetry, poll_interval=0.1)
 
@@ -109,7 +103,7 @@ async def main(speed: float = 1.0, console: Console | None = None) -> ActivityLo
                 drawing = asyncio.create_task(keep_drawing(live, jobs, log))
                 stack.callback(drawing.cancel)
             else:
-                telemetry.attach(lambda _event: console.print(log.lines[-1], markup=False, highlight=False))
+                telemetry.attach(lambda event: console.print(line(event) or "", markup=False, highlight=False))
 
             enqueued: list[Job[Any]] = []
             for number in range(1, 4):
