@@ -11,7 +11,7 @@ from jobs_async.core import retry
 
 if TYPE_CHECKING:
     from jobs_async.core.workers import WorkerDef
-    from jobs_async.runtime.run import Host
+    from jobs_async.runtime.host import Host
 
 STRATEGY_SECONDS = 5.0
 """How long an async strategy may take."""

@@ -25,7 +25,7 @@ from jobs_async.runtime.loops import Bell, every
 from jobs_async.runtime.member import Member
 from jobs_async.runtime.outage import Outage
 from jobs_async.runtime.queue_runner import QueueRunner
-from jobs_async.runtime.run import Cause, Host
+from jobs_async.runtime.run import Cause
 from jobs_async.runtime.settler import Settler
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from jobs_async.core.job import Job
     from jobs_async.core.workers import WorkerDef
+    from jobs_async.runtime.host import Host
     from jobs_async.telemetry import Telemetry
 
 CANCEL_GRACE = 3.0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.crew import Crew
     from jobs_async.runtime.herald import Herald
-    from jobs_async.runtime.run import Host
+    from jobs_async.runtime.host import Host
 
 logger = logging.getLogger("jobs_async")
 

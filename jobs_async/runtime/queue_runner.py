@@ -15,7 +15,7 @@ from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.deadlines import Deadlines
 from jobs_async.runtime.loops import MAX_PAUSE, Bell
 from jobs_async.runtime.patience import in_time
-from jobs_async.runtime.run import Cause, Host, Run
+from jobs_async.runtime.run import Cause, Run
 from jobs_async.runtime.slots import Slots
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from jobs_async.core.job import Job
     from jobs_async.runtime.herald import Herald
+    from jobs_async.runtime.host import Host
     from jobs_async.runtime.outage import Outage
     from jobs_async.runtime.settler import Settler
 

@@ -10,7 +10,7 @@ import inspect
 import logging
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -39,11 +39,10 @@ from jobs_async.runtime.patience import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
 
     from jobs_async.core.options import Draft
-    from jobs_async.core.store import Clock, Store
     from jobs_async.core.workers import WorkerDef
+    from jobs_async.runtime.host import Host
 
 logger = logging.getLogger("jobs_async")
 
@@ -59,16 +58,6 @@ class Cause(Enum):
     CANCELLED = "cancelled on request"
     STOP = "stop"
     LEASE_LOST = "lease lost"
-
-
-class Host(Protocol):
-    """What a run needs of the Supervisor it runs in."""
-
-    store: Store
-    clock: Clock
-    rng: Random
-
-    async def enqueue(self, draft: Draft[Any], /, *, connection: object = None) -> Job[Any]: ...
 
 
 class Flag:

@@ -18,19 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.errors import TelemetryError
 from jobs_async.telemetry.breaker import REST, Breaker
+from jobs_async.telemetry.cutter import Cutter
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from jobs_async.core.events import Event
 
 Handler = Callable[["Event"], Awaitable[object] | object]
 
 MAX_NESTING = 4
 """How deep events may go that handlers cause by what they do; deeper ones are dropped with a warning."""
-
-HANDLER_SECONDS = 5.0
-"""How long an async handler may take for one event before it is cut."""
 
 logger = logging.getLogger("jobs_async.telemetry")
 
@@ -74,7 +70,7 @@ class Telemetry:
         self._handlers: tuple[_Attached, ...] = ()
         self._changing = threading.Lock()
         self._lock = asyncio.Lock()
-        self._cutter: _Cutter | None = None
+        self._cutter: Cutter | None = None
         self.calling: Handler | None = None
         """The handler that is being called, if one is; for whoever wants to know what holds up the event loop."""
 
@@ -134,7 +130,7 @@ class Telemetry:
             return
         loop = asyncio.get_running_loop()
         if self._cutter is None or self._cutter.loop is not loop:
-            self._cutter, self._lock = _Cutter(loop), asyncio.Lock()
+            self._cutter, self._lock = Cutter(loop), asyncio.Lock()
         async with self._lock:
             for event in events:
                 await self._pass_on(event, self._cutter, 0, told_urgently)
@@ -158,7 +154,7 @@ class Telemetry:
                 except Exception:
                     logger.exception("telemetry handler %r could not be flushed", attached.call)
 
-    async def _pass_on(self, event: Event, cutter: _Cutter, depth: int, told_urgently: bool = False) -> None:
+    async def _pass_on(self, event: Event, cutter: Cutter, depth: int, told_urgently: bool = False) -> None:
         delivery = _Delivery(self, depth)
         token = _current.set(delivery)
         try:
@@ -184,7 +180,7 @@ class Telemetry:
             raise TelemetryError(f"{verb} was called from inside a telemetry handler; do it in a task of its own")
 
 
-async def _call(attached: _Attached, event: Event, cutter: _Cutter) -> None:
+async def _call(attached: _Attached, event: Event, cutter: Cutter) -> None:
     """One handler, one event; only our own cancellation gets past."""
     try:
         answer = attached.call(event)
@@ -206,45 +202,3 @@ def _failed(attached: _Attached, event: Event, now: float, error: BaseException)
     logger.error("telemetry handler %r failed on %s", attached.call, event.type, exc_info=error)
     if attached.breaker.failed(now):
         logger.error("telemetry handler %r keeps failing; it is left alone for %d seconds", attached.call, REST)
-
-
-class _Cutter:
-    """Cuts the handler that is being awaited when it takes too long, with one timer for all calls of a loop.
-
-    The timer is not set anew for each call: when it strikes early for the current one, it is set to what is left.
-    """
-
-    __slots__ = ("_began", "_struck", "_task", "_timer", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._task: asyncio.Task[Any] | None = None
-        self._began = 0.0
-        self._struck = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        self._task, self._began, self._struck = asyncio.current_task(), self.loop.time(), 0
-        if self._timer is None:
-            self._timer = self.loop.call_later(HANDLER_SECONDS, self._strike)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        task, self._task = self._task, None
-        if not self._struck or task is None:
-            return
-        left = [task.uncancel() for _ in range(self._struck)][-1]
-        if kind is asyncio.CancelledError and not left:
-            raise TimeoutError(f"cut after {HANDLER_SECONDS:g} seconds") from error
-
-    def _strike(self) -> None:
-        self._timer = None
-        if self._task is None:
-            return
-        left = self._began + HANDLER_SECONDS * (self._struck + 1) - self.loop.time()
-        if left <= 0:
-            self._struck += 1
-            self._task.cancel()
-            left = HANDLER_SECONDS  # one that swallows this is struck again
-        self._timer = self.loop.call_later(left, self._strike)

@@ -1,0 +1,22 @@
+"""What the parts of the runtime need of the Supervisor they live in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from jobs_async.core.job import Job
+    from jobs_async.core.options import Draft
+    from jobs_async.core.store import Clock, Store
+
+
+class Host(Protocol):
+    """A Supervisor, seen from inside."""
+
+    store: Store
+    clock: Clock
+    rng: Random
+
+    async def enqueue(self, draft: Draft[Any], /, *, connection: object = None) -> Job[Any]: ...
