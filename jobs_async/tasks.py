@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from anyio import CancelScope
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
@@ -18,11 +20,12 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     """
     task = asyncio.get_running_loop().create_task(work)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
+    with CancelScope(shield=True):  # a cancelled scope of anyio would cancel us anew in each turn of the loop
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancelled = error
     if cancelled is not None:
         if not task.cancelled():
             task.exception()  # looked at, so that it is not reported as never retrieved

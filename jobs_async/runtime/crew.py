@@ -43,6 +43,11 @@ class Crew:
         run.warn(Cause.CANCELLED)
         asyncio.get_running_loop().call_later(self._cancel_after, run.stop, Cause.CANCELLED)
 
+    def bury(self) -> None:
+        """Settle the runs whose task a stranger cancelled before its first step: those never ran a line of ours."""
+        for run in self.runs():
+            run.never_began()
+
     def resize(self, queue: str, limit: int | None) -> None:
         """Run so many jobs of a queue from now on; None: as many as it was built for."""
         if runner := self.runners.get(queue):

@@ -122,7 +122,7 @@ class Engine:
         )
         self._stop_asked = asyncio.Event()
         self._beating, self._rescuing = Bell(), Bell()
-        self._leaving = False
+        self._leaving = self._ended = False
         self.report = ShutdownReport()
         self._task: asyncio.Task[None] | None = None
 
@@ -163,6 +163,8 @@ class Engine:
             await asyncio.wait({asked, settling, *loops}, return_when=asyncio.FIRST_COMPLETED)
             await self._stop(settling, loops)
         finally:
+            self._ended = True
+            self.report = self._take_stock()
             for task in (asked, settling, *loops):
                 task.cancel()
             for runner in self.crew.runners.values():
@@ -173,6 +175,10 @@ class Engine:
         async def guarded() -> None:
             try:
                 await work
+            except asyncio.CancelledError:
+                if not self._ended:
+                    logger.critical("%s was cancelled by a stranger; the Supervisor stops", name)
+                raise
             except Exception:
                 logger.critical("%s ended on a bug of its own; the Supervisor stops", name, exc_info=True)
 
@@ -208,10 +214,11 @@ class Engine:
         for runner in runners:
             runner.stop()
         self._rescuing.ring()
-        if not await self._all_settled(self._settings.shutdown_timeout):
+        claims = loops[: len(runners)]
+        if not await self._all_settled(claims, self._settings.shutdown_timeout):
             for run in self.crew.runs():
                 run.stop(Cause.STOP)
-            await self._all_settled(CANCEL_GRACE)
+            await self._all_settled(claims, CANCEL_GRACE)
         self._herald.hurry(TELLING_GRACE)
         self._leaving = True
         self._beating.ring()
@@ -222,24 +229,30 @@ class Engine:
                 self._settler.close()
                 await asyncio.wait({settling})
                 await self._herald.close()
-        left = list(self.crew.runs())
-        self.report = ShutdownReport(
-            tuple(run.job.id for run in left if run.task and not run.task.done()),
-            tuple(run.job.id for run in left if not run.task or run.task.done()),
-        )
-        if not self.report.is_clean:
+        report = self._take_stock()
+        if not report.is_clean:
             logger.warning(
                 "stopped while jobs %s still ran, and jobs %s could not be settled; others will rescue them",
-                list(self.report.still_running),
-                list(self.report.unsettled),
+                list(report.still_running),
+                list(report.unsettled),
             )
         elif runners:
             await self._member.leave()
 
-    async def _all_settled(self, seconds: float) -> bool:
-        """Wait until no run is left that has not ended and been settled; whether that came true in time."""
+    def _take_stock(self) -> ShutdownReport:
+        left = list(self.crew.runs())
+        return ShutdownReport(
+            tuple(run.job.id for run in left if run.task and not run.task.done()),
+            tuple(run.job.id for run in left if not run.task or run.task.done()),
+        )
+
+    async def _all_settled(self, claims: list[asyncio.Task[Any]], seconds: float) -> bool:
+        """Wait until no claim is on its way, and every run has ended and been settled; whether that came in time."""
         try:
             async with asyncio.timeout(seconds):
+                if claims:
+                    await asyncio.wait(claims)
+                self.crew.bury()
                 for runner in self.crew.runners.values():
                     await runner.idle.wait()
                 self._herald.hurry(TELLING_GRACE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from jobs_async.core.outcome import Interrupted, Lost
 from jobs_async.core.retry import DEFAULT_STRATEGY
 from jobs_async.core.store import MAX_PAGE, JobQuery
 from jobs_async.runtime.backoff import retry_delay
-from jobs_async.runtime.patience import in_time
+from jobs_async.runtime.patience import STORE_SECONDS, in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Janitor:
         self._workers = workers
         self._node = node
         self._lost = Lost(max_rescues)
-        self._strays: set[tuple[int, int]] = set()
+        self._strays: dict[tuple[int, int], float] = {}
 
     async def sweep(self) -> None:
         """One round."""
@@ -80,13 +81,14 @@ class Janitor:
         return await retry_delay(worker, job.rescues - 1, self._host)
 
     async def _hand_back_strays(self) -> None:
-        """Free what the store says we run and we do not: claims whose answer never arrived, here twice in a row."""
+        """Free what the store says we run and we do not: claims whose answer can no longer arrive."""
         query = JobQuery(states=[JobState.executing], node=self._node(), newest_first=False, limit=MAX_PAGE)
         claimed = await in_time(self._host.store.select(query))
         known = {(run.job.id, run.job.claim) for run in self._crew.runs()}
         strays = {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
-        lost = [decide(job, Interrupted()) for key, job in strays.items() if key in self._strays]
-        self._strays = set(strays)
+        now = asyncio.get_running_loop().time()
+        self._strays = {key: self._strays.get(key, now) for key in strays}
+        lost = [decide(job, Interrupted()) for key, job in strays.items() if now - self._strays[key] > STORE_SECONDS]
         for job in await in_time(self._host.store.apply(lost)) if lost else ():
             if job is not None:
                 logger.warning("job %d (%s) was claimed but its claim never arrived; handed back", job.id, job.worker)

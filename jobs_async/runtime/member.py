@@ -19,6 +19,7 @@ from jobs_async.core.version import VERSION
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.run import Cause
 from jobs_async.runtime.watchdog import Watchdog
+from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,9 +65,13 @@ class Member:
         return self._id
 
     async def join(self) -> None:
-        """Take a lease; raises what the store raises."""
-        await in_time(self._store.beat(self._node(), self._lease, join=True))
-        self._crew.heed(await in_time(self._store.queues()))
+        """Take a lease; raises what the store raises, and then there is none."""
+        try:
+            await in_time(self._store.beat(self._node(), self._lease, join=True))
+            self._crew.heed(await in_time(self._store.queues()))
+        except BaseException:
+            await to_the_end(self.leave())
+            raise
         if self._max_stall is not None:
             self._watchdog = self._watch(self._max_stall)
 
@@ -79,6 +84,7 @@ class Member:
             self._watchdog.beaten()
         for job_id in beat.cancel:
             self._crew.cancel(job_id)
+        self._crew.bury()
         await self._revoke_what_is_taken()
         self._crew.heed(await in_time(self._store.queues()))
 

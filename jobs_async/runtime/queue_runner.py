@@ -13,7 +13,7 @@ from jobs_async.core.events import JobStarted, JobStuck
 from jobs_async.core.outcome import Cancelled, Discarded, Failure, Interrupted, Outcome
 from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.deadlines import Deadlines
-from jobs_async.runtime.loops import MAX_PAUSE, Bell
+from jobs_async.runtime.loops import Bell
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.run import Cause, Run
 from jobs_async.runtime.slots import Slots
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 UNKNOWN = "no handler registered"
 HAND_BACK = 5.0
 """Seconds until a job that another node can run is claimable again."""
+SHYNESS = 0.1
+"""Seconds by which we then let the others go first, so that not we claim it again and again."""
+MAX_PAUSE = 2.0
+"""Seconds between two claims that fail, at most: so soon after an outage work goes on."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -63,6 +67,7 @@ class QueueRunner:
         self.idle.set()
         self.empty.set()
         self._running = 0
+        self._shy_until = 0.0
         self._host = host
         self._node = node
         self._find = find
@@ -114,7 +119,11 @@ class QueueRunner:
     def _pause(self, next_due: float | None) -> float:
         """Until the next job is due, or until another process may have brought one."""
         poll = self._poll * self._host.rng.uniform(0.9, 1.0)
-        return poll if next_due is None else min(poll, next_due)
+        if next_due is None:
+            return poll
+        if asyncio.get_running_loop().time() < self._shy_until:
+            next_due += self._host.rng.uniform(0, SHYNESS)
+        return min(poll, next_due)
 
     async def _start(self, jobs: Iterable[Job[Any]]) -> None:
         runs: list[Run] = []
@@ -156,6 +165,7 @@ class QueueRunner:
         if worker is not None:
             return None
         if await self._is_known_elsewhere(job.worker):
+            self._shy_until = asyncio.get_running_loop().time() + 2 * HAND_BACK
             return Interrupted(HAND_BACK)
         return Discarded(Failure("WorkerNotFound", UNKNOWN))
 

@@ -33,6 +33,7 @@ from jobs_async.core.outcome import (
     Snooze,
     Snoozed,
 )
+from jobs_async.core.store import JobQuery
 from jobs_async.runtime.backoff import retry_delay
 from jobs_async.runtime.failures import failure_of, safe
 from jobs_async.runtime.patience import in_time
@@ -148,9 +149,15 @@ class Run:
         if note:
             limits.name(note, "the note of a progress")
         patch = Patch(progress=Progress(float(fraction), note))
-        (job,) = await in_time(self.host.store.apply([Transition(self.job, self.job.state, patch=patch)]))
-        if job is not None:
-            self.job = job
+        for _ in range(2):
+            (job,) = await in_time(self.host.store.apply([Transition(self.job, self.job.state, patch=patch)]))
+            if job is not None:
+                self.job = job
+                return
+            rows = await in_time(self.host.store.select(JobQuery(ids=[self.job.id])))
+            if not rows or (rows[0].state, rows[0].claim) != (self.job.state, self.job.claim):
+                return
+            self.job = rows[0]  # somebody asked to cancel it meanwhile; it is still ours
 
     async def enqueue(self, draft: Draft[Any], *, connection: object = None) -> Job[Any]:
         return await self.host.enqueue(draft, connection=connection)
@@ -166,9 +173,9 @@ class Run:
         self._done, self._stuck = done, stuck
         self.task = asyncio.Task(self._guard(threads), loop=loop, name=self.job.worker)
 
-    def _never_began(self, _task: asyncio.Task[None]) -> None:
-        """A task cancelled before its first step never runs a line of its own."""
-        if self.outcome is None:
+    def never_began(self, _task: asyncio.Task[None] | None = None) -> None:
+        """A task cancelled before its first step never runs a line of its own; harmless for every other."""
+        if self.outcome is None and self.task is not None and self.task.done():
             self.outcome = self._judge(asyncio.CancelledError())
             self._done(self)
 
@@ -186,7 +193,7 @@ class Run:
         self._is_cut = True
         self._loop.call_later(STUCK_AFTER, self._find_stuck)
         if not self._in_thread:
-            self.task.add_done_callback(self._never_began)
+            self.task.add_done_callback(self.never_began)
             self.task.cancel()
 
     def _find_stuck(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from jobs_async.core import binding, limits
-from jobs_async.core.errors import OptionError, WorkerError
+from jobs_async.core.errors import OptionError, StoreClosed, WorkerError
 from jobs_async.core.options import NO_OPTIONS, JobOpts
 from jobs_async.core.retry import DEFAULT_STRATEGY, RetryStrategy
 from jobs_async.core.workers import (
@@ -39,6 +39,8 @@ P = ParamSpec("P")
 C = TypeVar("C")
 
 MAX_CONCURRENCY = 10_000
+START_GRACE = 4.0
+"""Seconds a start that is under way has left when a stop comes."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -104,6 +106,7 @@ class Supervisor(Operator):
         if self._settings.lease < 4 * self._settings.heartbeat:
             raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
         self._starting = asyncio.Lock()
+        self._starter: asyncio.Task[None] | None = None
         self._was_stopped = False
         self._stopping: asyncio.Task[ShutdownReport] | None = None
         for one in collect(workers):
@@ -180,32 +183,51 @@ class Supervisor(Operator):
         """Open the store where nobody has, and run. Harmless while running; after a stop it starts anew.
 
         Raises:
-            StoreError: the store cannot be opened; nothing was started.
+            StoreError: the store cannot be opened, or a stop came before the end of the start; nothing was started.
             WorkerError: a worker's annotations cannot be resolved or stored.
         """
         async with self._starting:
             if self.is_running:
                 return
-            for worker in self._workers.values():
-                binding.attach(worker, self)
-                if self._queues and worker.opts.queue not in self._queues:
-                    logger.info("jobs of %s go to queue %s, which is not run here", worker.name, worker.opts.queue)
-            await self._ensure_open()
-            engine = Engine(
-                self,
-                queues=self._queues,
-                workers=self._workers,
-                settings=self._settings,
-                telemetry=self.telemetry,
-                settled=self._waiters.settled,
-            )
+            starter = self._starter = asyncio.get_running_loop().create_task(self._start(), name="jobs_async start")
             try:
-                await engine.start()
-            except BaseException:
-                await self._close_store()
+                await asyncio.wait({starter})
+            except asyncio.CancelledError:
+                starter.cancel()
+                await to_the_end(self._undo(starter))
                 raise
-            self._engine, self._was_stopped = engine, False
-            binding.changed()
+            finally:
+                self._starter = None
+            if starter.cancelled():
+                raise StoreClosed("the Supervisor was stopped before it had started")
+            starter.result()
+
+    async def _undo(self, starter: asyncio.Task[None]) -> None:
+        """Nobody waits for this start any longer: leave nothing of it running."""
+        await asyncio.wait({starter})
+        await self._end()
+
+    async def _start(self) -> None:
+        for worker in self._workers.values():
+            binding.attach(worker, self)
+            if self._queues and worker.opts.queue not in self._queues:
+                logger.info("jobs of %s go to queue %s, which is not run here", worker.name, worker.opts.queue)
+        await self._ensure_open()
+        engine = Engine(
+            self,
+            queues=self._queues,
+            workers=self._workers,
+            settings=self._settings,
+            telemetry=self.telemetry,
+            settled=self._waiters.settled,
+        )
+        try:
+            await engine.start()
+        except BaseException:
+            await self._close_store()
+            raise
+        self._engine, self._was_stopped = engine, False
+        binding.changed()
 
     async def stop(self) -> ShutdownReport:
         """Claim no more, let running jobs finish for `shutdown_timeout` seconds, cancel the rest, hand them back.
@@ -221,17 +243,23 @@ class Supervisor(Operator):
         return stopping.result()
 
     async def _stop(self) -> ShutdownReport:
+        if (starter := self._starter) is not None:
+            await asyncio.wait({starter}, timeout=START_GRACE)
+            starter.cancel()
         async with self._starting:  # a start that is under way comes first
-            engine, report = self._engine, ShutdownReport()
-            if engine is not None:
-                engine.ask_to_stop()
-                await engine.ended()
-                report = engine.report
-                self._engine, self._was_stopped = None, True
-                binding.detach(self)
-            self._waiters.close()
-            await self._close_store()
-            return report
+            return await self._end()
+
+    async def _end(self) -> ShutdownReport:
+        engine, report = self._engine, ShutdownReport()
+        if engine is not None:
+            engine.ask_to_stop()
+            await engine.ended()
+            report = engine.report
+            self._engine, self._was_stopped = None, True
+            binding.detach(self)
+        self._waiters.close()
+        await self._close_store()
+        return report
 
     async def run(self) -> None:
         """Start, and come back when stopped: a task to be run beside a server. Cancelling it stops."""
