@@ -119,7 +119,7 @@ async def test_row_13_what_nobody_was_told_of_is_found_by_the_next_poll(world: W
             await asyncio.sleep(1.37)
             (job,) = await world.store.insert([NewJob("work", "{}")])  # behind the Supervisor's back
             began = now()
-            started = (await jobs.wait(job.id)).result
+            started: Any = (await jobs.wait(job.id)).result
             assert started - began <= 1.5, f"in second {second}"
 
 

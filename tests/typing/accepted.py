@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, assert_type
 import anyio.from_thread
 
 from jobs_async import (
+    ActivityLog,
     ContextWorker,
     Draft,
     EnqueueOptions,
@@ -20,7 +21,9 @@ from jobs_async import (
     JobOpts,
     LinearBackoff,
     MemoryStore,
+    QueueHandler,
     Supervisor,
+    Telemetry,
     UniqueStrategy,
     Worker,
     WorkerDef,
@@ -225,6 +228,18 @@ async def supervisor(connection: object) -> None:
 def bare_job(job: Job, found: Sequence[Job[str]]) -> Sequence[Job]:
     assert_type(job, Job[Any])
     return [job, *found]
+
+
+# --- operating ---
+
+
+async def operating(jobs: Supervisor, log: ActivityLog) -> None:
+    assert_type(await jobs.edit(7, args={"a": 1}, priority=-1, delay=timedelta(minutes=5)), Job[Any])
+    assert_type(await jobs.edit(7, queue="mail", max_attempts=3, scheduled_at=datetime.now(UTC)), Job[Any])
+    await jobs.scale_queue("mail", None)
+    assert_type(jobs.stuck, tuple[int, ...])
+    assert_type(Telemetry().attach(QueueHandler(log, capacity=10)), bool)
+    assert_type(log.latest(3), list[str])
 
 
 # --- in company ---

@@ -32,6 +32,12 @@ def plain(a: int) -> int:
     return a
 
 
+async def operating() -> None:
+    await jobs.edit(7, unique_key="k")  # E: mypy,pyright
+    await jobs.edit(7, priority="high")  # E: mypy,pyright
+    await jobs.scale_queue("mail", "many")  # E: mypy,pyright
+
+
 async def arguments(ctx: JobContext) -> None:
     await add.enqueue("1")  # E: mypy,pyright
     await add.enqueue()  # E: mypy,pyright
