@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
@@ -126,20 +127,13 @@ class QueueRunner:
         return min(poll, next_due)
 
     async def _start(self, jobs: Iterable[Job[Any]]) -> None:
-        runs: list[Run] = []
-        for job in jobs:
-            worker = self._find(job.worker)
-            run = Run(job, worker or _NOBODY, self._host)
-            if worker is None or job.cancel_requested or self._stopping:
-                run.outcome = await self._verdict(job, worker)
-            self.slots.take()
-            self.runs[job.id, job.claim] = run
-            self.empty.clear()
-            runs.append(run)
-        if runs and self._herald.is_heard:
-            await self._herald.tell(lambda at: [JobStarted(job=run.job, at=at) for run in runs if run.outcome is None])
-        for run in runs:
-            run.outcome = run.outcome or self._second_thought(run)
+        """Run what was claimed; then see to those that nobody here can run, for that means asking the store."""
+        runs = [self._admit(job) for job in jobs]
+        mine = [run for run in runs if run.worker is not _NOBODY or run.outcome is not None]
+        if mine and self._herald.is_heard:
+            await self._herald.tell(lambda at: [JobStarted(job=run.job, at=at) for run in mine if run.outcome is None])
+        for run in mine:
+            run.outcome = run.outcome or self._verdict(run)
             if run.outcome is None:
                 self._running += 1
                 self.idle.clear()
@@ -147,35 +141,41 @@ class QueueRunner:
                 self._deadlines.watch(run)
             else:
                 self._settler.take(run, self._release)
+        if len(mine) < len(runs):
+            await self._send_away([run for run in runs if run not in mine])
 
-    def _second_thought(self, run: Run) -> Outcome | None:
-        """Telling of the claim took its time: has anything come up against starting it?"""
-        if run.cause is Cause.CANCELLED:
+    def _admit(self, job: Job[Any]) -> Run:
+        """A claimed job takes a slot, whatever becomes of it."""
+        run = Run(job, self._find(job.worker) or _NOBODY, self._host)
+        run.outcome = self._verdict(run)
+        self.slots.take()
+        self.runs[job.id, job.claim] = run
+        self.empty.clear()
+        return run
+
+    def _verdict(self, run: Run) -> Outcome | None:
+        """Is there anything against starting it? Asked once more when its claim was told of, which takes its time."""
+        if run.cause is Cause.CANCELLED or run.job.cancel_requested:
             return Cancelled(Cause.CANCELLED.value)
         if self._stopping or run.cause is not None or run.job.node != self._node():
             return Interrupted()
         return None
 
-    async def _verdict(self, job: Job[Any], worker: WorkerDef | None) -> Outcome | None:
-        """What becomes of a job that is not to be run here at all."""
-        if self._stopping:
-            return Interrupted()
-        if job.cancel_requested:
-            return Cancelled(Cause.CANCELLED.value)
-        if worker is not None:
-            return None
-        if await self._is_known_elsewhere(job.worker):
-            self._shy_until = asyncio.get_running_loop().time() + 2 * HAND_BACK
-            return Interrupted(HAND_BACK)
-        return Discarded(Failure("WorkerNotFound", UNKNOWN))
-
-    async def _is_known_elsewhere(self, worker: str) -> bool:
-        """Whether another live node has this worker; where the store does not say, it may."""
-        try:
+    async def _send_away(self, strangers: list[Run]) -> None:
+        """Hand back what another live node can run, for some seconds; what nobody can is discarded."""
+        elsewhere: set[str] | None = None
+        with suppress(Exception):  # where the store does not say, somebody may
             nodes = await in_time(self._host.store.nodes())
-        except Exception:
-            return True
-        return any(node.alive and worker in node.workers for node in nodes)
+            elsewhere = {worker for node in nodes if node.alive for worker in node.workers}
+        for run in strangers:
+            if (verdict := self._verdict(run)) is not None:
+                run.outcome = verdict
+            elif elsewhere is None or run.job.worker in elsewhere:
+                self._shy_until = asyncio.get_running_loop().time() + 2 * HAND_BACK
+                run.outcome = Interrupted(HAND_BACK)
+            else:
+                run.outcome = Discarded(Failure("WorkerNotFound", UNKNOWN))
+            self._settler.take(run, self._release)
 
     def _ended(self, run: Run) -> None:
         self._running -= 1

@@ -45,6 +45,8 @@ class Waiters:
         finally:
             futures = self._waiting.get(job_id, set())
             futures.discard(future)
+            if future.done() and not future.cancelled():
+                future.exception()  # looked at, also where something else ended the wait
             if not futures:
                 self._waiting.pop(job_id, None)
 

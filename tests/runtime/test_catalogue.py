@@ -13,10 +13,13 @@ from jobs_async import (
     JobInterrupted,
     JobStarted,
     JobState,
+    LeaseLost,
     MemoryStore,
     OptionError,
     StaleSettlement,
     StoreBusy,
+    StoreFailing,
+    StoreRecovered,
     Supervisor,
 )
 from jobs_async.core.options import NewJob
@@ -172,3 +175,26 @@ async def test_row_21_a_late_outcome_gives_its_slot_back_once(world: World) -> N
             await jobs.wait(job)
         assert len(world.seen.of(StaleSettlement)) == 1
         assert peak == 1
+
+
+@virtual
+async def test_row_65_a_claim_that_hangs_is_told_and_tried_again_while_the_heart_beats_on(world: World) -> None:
+    class Wedged(MemoryStore):
+        async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
+            if now() < 60:
+                await asyncio.Event().wait()
+            return await super().fetch(queue, limit, node=node)
+
+    async with world.supervisor(Wedged(clock=world.clock)) as jobs:
+
+        @jobs.worker
+        async def work() -> str:
+            return "done"
+
+        job = await work.enqueue()
+        event = await world.seen.wait(StoreFailing)
+        assert "claiming from queue default" in event.error_msg
+        assert now() < 30
+        assert await jobs.result(job) == "done"
+        assert (await world.seen.wait(StoreRecovered)).seconds > 30
+        assert not world.seen.of(LeaseLost)

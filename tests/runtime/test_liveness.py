@@ -200,7 +200,7 @@ async def test_a_node_that_lost_its_lease_cancels_its_handlers_and_goes_on_under
 
 
 @virtual
-async def test_a_stale_settlement_changes_nothing(world: World) -> None:
+async def test_row_25_a_stale_settlement_changes_nothing(world: World) -> None:
     async with world.supervisor() as jobs:
         go = asyncio.Event()
 
@@ -222,7 +222,7 @@ async def test_a_stale_settlement_changes_nothing(world: World) -> None:
 
 
 @virtual
-async def test_a_job_deleted_while_it_ran_is_let_go(world: World) -> None:
+async def test_row_16_a_job_deleted_while_it_ran_is_let_go(world: World) -> None:
     async with world.supervisor(queues={"default": 1}) as jobs:
 
         @jobs.worker

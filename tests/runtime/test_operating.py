@@ -59,7 +59,7 @@ async def test_a_pause_outlives_a_restart(world: World) -> None:
 
 
 @virtual
-async def test_running_jobs_are_settled_while_their_queue_is_paused(world: World) -> None:
+async def test_row_7_running_jobs_are_settled_while_their_queue_is_paused(world: World) -> None:
     async with world.supervisor(queues={"default": 20}) as jobs:
 
         @jobs.worker

@@ -303,7 +303,7 @@ async def test_signals_choose_the_ending(world: World) -> None:
 
 
 @virtual
-async def test_what_a_handler_raises_touches_no_neighbour(world: World) -> None:
+async def test_rows_58_60_68_what_a_handler_raises_touches_no_neighbour(world: World) -> None:
     async with world.supervisor(queues={"default": 50}) as jobs:
 
         @jobs.worker(max_attempts=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -62,3 +63,16 @@ def test_no_file_shows_code_from_stored_names() -> None:
         text = path.read_text()
         for banned in ("pickle", "import_module", "__import__", "eval(", "exec("):
             assert banned not in text, f"{path.name} mentions {banned}"
+
+
+def test_row_67_every_task_has_somebody_who_holds_it() -> None:
+    """The event loop keeps no task alive: one that nobody holds may vanish in the middle of its work."""
+    seen = 0
+    for path in (ROOT / "jobs_async").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("create_task", "asyncio.Task")):
+                seen += 1
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                called = ast.unparse(node.value.func)
+                assert not called.endswith(("create_task", "ensure_future", "asyncio.Task")), f"{path}:{node.lineno}"
+    assert seen > 5

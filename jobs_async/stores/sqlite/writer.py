@@ -76,6 +76,10 @@ class _Piece:
     advice: str
 
 
+class _DoubtfulCommit(Exception):
+    """A commit failed, and may have come through all the same: what it held must not be written again."""
+
+
 class Writer:
     """Runs pieces of work, many to a transaction, in the order in which they came."""
 
@@ -147,6 +151,10 @@ class Writer:
         """Run a group in one transaction; what met a foreign lock comes back, to be tried again."""
         try:
             results = await self._transaction(group)
+        except _DoubtfulCommit as error:
+            for piece in group:
+                _answer(piece.future, error=StoreError(str(error)))
+            return []
         except Exception as error:
             if is_busy(error):
                 return self._refuse_all(group) if self._closing else self._patient(group)
@@ -159,6 +167,8 @@ class Writer:
         return []
 
     async def _transaction(self, group: list[_Piece]) -> dict[_Piece, Any]:
+        if self._connection.in_transaction:  # a rollback that failed: nothing may join what it left
+            await self._session.rows("ROLLBACK")
         works: dict[Work[Any, Any], list[_Piece]] = {}
         for piece in group:
             works.setdefault(piece.work, []).append(piece)
@@ -167,7 +177,12 @@ class Writer:
         await self._session.rows("BEGIN IMMEDIATE")
         try:
             results = await self._serve(works)
-            await self._session.rows("COMMIT")
+            try:
+                await self._session.rows("COMMIT")
+            except Exception as error:
+                if is_busy(error):
+                    raise
+                raise _DoubtfulCommit(f"SQLite could not commit: {error}") from error
         except BaseException:  # a cancelled COMMIT may have come through: then there is nothing to roll back
             with suppress(Exception):
                 if self._connection.in_transaction:
