@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Generic
@@ -103,7 +102,7 @@ class Job(Struct, Generic[R_co], frozen=True, kw_only=True, gc=False):
     idempotency_key: str | None = None
     correlation_id: str | None = None
     tags: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = {}  # msgspec copies empty containers
+    meta_json: str | None = None
     duplicate: bool = False
     """Only on what an enqueue returns: this job was there already, nothing was inserted."""
     replaces: int | None = None
@@ -113,6 +112,11 @@ class Job(Struct, Generic[R_co], frozen=True, kw_only=True, gc=False):
     def args(self) -> Any:
         """The stored arguments, parsed anew at each read: changing them changes nothing."""
         return codec.loads(self.args_json)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The stored metadata, parsed anew at each read: changing it changes nothing."""
+        return {} if self.meta_json is None else codec.loads(self.meta_json)
 
     @property
     def last_error(self) -> ErrorRecord | None:

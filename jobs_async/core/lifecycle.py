@@ -208,7 +208,7 @@ def born(new: NewJob, job_id: int, now: datetime) -> Job[Any]:
         idempotency_key=new.idempotency_key,
         correlation_id=new.correlation_id,
         tags=new.tags,
-        meta=new.meta,
+        meta_json=msgspec.json.encode(new.meta).decode() if new.meta else None,
     )
 
 

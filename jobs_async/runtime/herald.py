@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
     from datetime import datetime
 
     from jobs_async.core.events import Event
@@ -37,10 +38,9 @@ class Herald:
         """Whether anybody listens."""
         return self._telemetry is not None and self._telemetry.is_watched
 
-    @property
-    def calling(self) -> Handler | None:
-        """The handler that is being called right now."""
-        return None if self._telemetry is None else self._telemetry.calling
+    def called_in(self, task: asyncio.Task[Any] | None) -> Handler | None:
+        """The handler that this task is running right now."""
+        return None if self._telemetry is None else self._telemetry.called_in(task)
 
     def now(self) -> datetime:
         return self._clock.now()
@@ -48,16 +48,17 @@ class Herald:
     async def tell(self, events: Callable[[datetime], Iterable[Event]]) -> None:
         """Deliver the events that `events` makes, given the time; it is called only where somebody listens."""
         if self._telemetry is not None and self._telemetry.is_watched:
-            made = list(events(self._clock.now()))
+            made = deque(events(self._clock.now()))
             if made:
-                await self._in_time(self._telemetry.deliver(made), len(made))
+                await self._in_time(self._telemetry.deliver(_one_by_one(made)), made)
 
     def tell_soon(self, event: Callable[[datetime], Event], *, told_urgently: bool = False) -> None:
         """Deliver an event without waiting for it."""
         telemetry = self._telemetry
         if telemetry is not None and telemetry.is_watched:
-            delivery = telemetry.deliver([event(self._clock.now())], told_urgently=told_urgently)
-            task = asyncio.get_running_loop().create_task(self._in_time(delivery, 1), name="jobs_async telling")
+            made = deque([event(self._clock.now())])
+            delivery = telemetry.deliver(_one_by_one(made), told_urgently=told_urgently)
+            task = asyncio.get_running_loop().create_task(self._in_time(delivery, made), name="jobs_async telling")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -79,11 +80,11 @@ class Herald:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
         if self._telemetry is not None:
-            await self._in_time(self._telemetry.flush(), 0)
+            await self._in_time(self._telemetry.flush(), ())
         if self._dropped:
             logger.warning("%d events were not told of, for the stop would not wait for their handlers", self._dropped)
 
-    async def _in_time(self, delivery: Coroutine[Any, Any, None], count: int) -> None:
+    async def _in_time(self, delivery: Coroutine[Any, Any, None], untold: Collection[Event]) -> None:
         loop = asyncio.get_running_loop()
         timeout = asyncio.timeout(self._left)
         self._open[timeout] = loop.time()
@@ -91,8 +92,15 @@ class Herald:
             async with timeout:
                 await delivery
         except TimeoutError:
-            self._dropped += count
+            self._dropped += len(untold)
         finally:
             took = loop.time() - self._open.pop(timeout)
             if self._left is not None:
                 self._left = max(0.0, self._left - took)
+
+
+def _one_by_one(events: deque[Event]) -> Iterator[Event]:
+    """Each is taken out once it has been told, so that what is left says what was not."""
+    while events:
+        yield events[0]
+        events.popleft()

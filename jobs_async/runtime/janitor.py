@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from jobs_async.runtime.herald import Herald
     from jobs_async.runtime.host import Host
 
+APART = 1.0
+"""Seconds between the next starts of jobs that died together."""
+MAX_APART = 60
+
 logger = logging.getLogger("jobs_async")
 
 
@@ -64,21 +68,25 @@ class Janitor:
             self._host.store.select(JobQuery(orphaned=True, newest_first=False, after=after, limit=MAX_PAGE))
         ):
             after = jobs[-1].id
-            steps = [decide(job, self._lost, await self._delay(job)) for job in jobs]
+            steps = [decide(job, self._lost, await self._delay(job, place)) for place, job in enumerate(jobs)]
             freed = zip(steps, await in_time(self._host.store.apply(steps)), strict=True)
             done = [(step, job) for step, job in freed if job is not None]
             await self._herald.tell(partial(_freed, done))
             for _, job in done:
                 self._crew.nudge(job.queue)
 
-    async def _delay(self, job: Job[Any]) -> float:
-        """As its worker's strategy says, where we know the worker; only from the second rescue on is there one."""
+    async def _delay(self, job: Job[Any], place: int) -> float:
+        """As its worker's strategy says, where we know the worker; only from the second rescue on is there one.
+
+        Jobs that died together more than once are then run one after the other: one of them may be the killer, and
+        must not take the others with it again.
+        """
         if not job.rescues:
             return 0.0
-        worker = self._workers.get(job.worker)
+        worker, retry, apart = self._workers.get(job.worker), job.rescues - 1, APART * (place % MAX_APART)
         if worker is None:
-            return DEFAULT_STRATEGY.delay(job.rescues - 1, self._host.rng, self._host.clock.now().timestamp())
-        return await retry_delay(worker, job.rescues - 1, self._host)
+            return apart + DEFAULT_STRATEGY.delay(retry, self._host.rng, self._host.clock.now().timestamp())
+        return apart + await retry_delay(worker, retry, self._host)
 
     async def _hand_back_strays(self) -> None:
         """Free what the store says we run and we do not: claims whose answer can no longer arrive."""

@@ -158,9 +158,9 @@ class Member:
 
     def _blocker(self, loop: asyncio.AbstractEventLoop) -> str:
         """Who is running in a loop that does not come round; asked from another thread."""
-        if (handler := self._herald.calling) is not None:
-            return f"telemetry handler {handler!r}"
         task = asyncio.current_task(loop)
+        if (handler := self._herald.called_in(task)) is not None:
+            return f"telemetry handler {handler!r}"
         if task is None:
             return "a callback of the event loop"
         for run in self._crew.runs():

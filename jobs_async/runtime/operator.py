@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from msgspec import UNSET
 from msgspec.structs import replace
 
 from jobs_async.core import limits
-from jobs_async.core.errors import IllegalTransition, OptionError, ResultError
+from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreError
 from jobs_async.core.events import JobCancelled, QueuePaused, QueueResumed
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
@@ -71,8 +73,11 @@ class Operator(Producer):
         try:
             return self._typed(await self._waiters.wait(job_id, seconds))
         except TimeoutError:
-            late = await in_time(self.store.get(job_id))
-            where = f"job {job_id} ({late.worker}) is still {late.state.name} in queue {late.queue!r}"
+            where = f"job {job_id} has not ended"
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(0.5):
+                    late = await self.store.get(job_id)
+                    where = f"job {job_id} ({late.worker}) is still {late.state.name} in queue {late.queue!r}"
             raise TimeoutError(f"{where} after {seconds:g} seconds; it goes on") from None
 
     async def result(self, job: Job[R], /, *, timeout: Seconds | None = None) -> R:

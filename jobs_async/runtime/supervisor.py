@@ -22,6 +22,7 @@ from jobs_async.core.workers import (
 )
 from jobs_async.runtime.engine import Engine, Settings, ShutdownReport
 from jobs_async.runtime.operator import Operator
+from jobs_async.runtime.producer import CLOSE_SECONDS
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Supervisor(Operator):
         self._starting = asyncio.Lock()
         self._starter: asyncio.Task[None] | None = None
         self._was_stopped = False
+        self._stops = 0
         self._stopping: asyncio.Task[ShutdownReport] | None = None
         for one in collect(workers):
             self._register(one)
@@ -186,9 +188,12 @@ class Supervisor(Operator):
             StoreError: the store cannot be opened, or a stop came before the end of the start; nothing was started.
             WorkerError: a worker's annotations cannot be resolved or stored.
         """
+        stops = self._stops
         async with self._starting:
             if self.is_running:
                 return
+            if self._stops != stops:
+                raise StoreClosed("the Supervisor was stopped before it had started")
             starter = self._starter = asyncio.get_running_loop().create_task(self._start(), name="jobs_async start")
             try:
                 await asyncio.wait({starter})
@@ -243,9 +248,15 @@ class Supervisor(Operator):
         return stopping.result()
 
     async def _stop(self) -> ShutdownReport:
+        self._stops += 1  # whoever waits for the lock to start is called off as well
         if (starter := self._starter) is not None:
             await asyncio.wait({starter}, timeout=START_GRACE)
             starter.cancel()
+            await asyncio.wait({starter}, timeout=CLOSE_SECONDS)
+            if not starter.done():
+                return (
+                    ShutdownReport()
+                )  # it stands before a store that does not answer, and ends without having started
         async with self._starting:  # a start that is under way comes first
             return await self._end()
 

@@ -65,7 +65,7 @@ class Watchdog:
         self._loop_thread = threading.get_ident()
         self._turned_at = self._beaten_at = stopwatch()
         self._asked = False
-        self._stall: tuple[tuple[str, ...], str] | None = None
+        self._stall: tuple[float, tuple[str, ...], str] | None = None
         self._gave_up = False
         self._renew_at = 0.0
         self._ended = threading.Event()
@@ -84,12 +84,13 @@ class Watchdog:
     def _turned(self) -> None:
         """In the loop: it is alive."""
         stall, self._stall = self._stall, None
-        seconds = stopwatch() - self._turned_at
         self._turned_at = stopwatch()
         self._asked = self._gave_up = False
         if stall is not None and not self._ended.is_set():
+            since, calls, blocker = stall
+            seconds = self._turned_at - since
             logger.warning("the event loop turns again, after %.1f s", seconds)
-            self._over(seconds, *stall)
+            self._over(seconds, calls, blocker)
 
     def _watch(self) -> None:
         try:
@@ -110,16 +111,17 @@ class Watchdog:
         if not self._asked:
             self._asked = True
             self._loop.call_soon_threadsafe(self._turned)
-        stalled_for = now - self._turned_at
+        since = self._turned_at
+        stalled_for = now - since
         if stood_still:
             logger.warning("the whole process stood still: suspended, or in C code that does not release the GIL")
         elif stalled_for >= STALL and self._stall is None:
-            self._report(stalled_for)
+            self._report(since, stalled_for)
         overdue = now - self._beaten_at > self._heartbeat * OVERDUE
         if overdue and now >= self._renew_at and self._lifeline is not None:
             self._renew(self._lifeline, now, stalled_for)
 
-    def _report(self, seconds: float) -> None:
+    def _report(self, since: float, seconds: float) -> None:
         frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # how one thread looks at another
         frame = frames.get(self._loop_thread)
         if frame is None:
@@ -128,7 +130,7 @@ class Watchdog:
         calls = tuple(f"{PurePath(call.filename).name}:{call.lineno}:{call.name}" for call in stack[-MAX_CALLS:])
         text = "".join(traceback.format_list(stack))
         blocker = self._noticed(seconds, calls)
-        self._stall = calls, blocker
+        self._stall = since, calls, blocker
         logger.warning("the event loop has not turned for %.1f s, held up by %s, here:\n%s", seconds, blocker, text)
 
     def _renew(self, lifeline: Lifeline, now: float, stalled_for: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
+from copy import deepcopy
 from datetime import datetime, timedelta
 from heapq import heapify, heappop, heappush
 from itertools import islice
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TICKS_KEPT = timedelta(days=7)
 DEAD_NODES_KEPT = 86_400.0
+_CHANGEABLE = (dict, list)
 SLACK = 1000
 """Stale entries a heap may hold before it is swept."""
 
@@ -83,7 +85,7 @@ class MemoryStore(Store):
                 del spent[old]
             spent[tick.at] = jobs[0].id if jobs else None
         self._evict()
-        return jobs
+        return [_apart(job) for job in jobs]
 
     def _admit(self, new: NewJob, now: datetime, undo: list[tuple[int, Job[Any] | None]]) -> Job[Any]:
         """Insert one, or find the job that stands in its way."""
@@ -124,7 +126,7 @@ class MemoryStore(Store):
             if job is not None and job.state is JobState.available and (job.queue, job.priority) == (queue, priority):
                 job = lifecycle.claimed(job, node, now)
                 self._keep(job)
-                jobs.append(job)
+                jobs.append(_apart(job))
         return Fetched(jobs, next_due)
 
     def _stage(self, queue: str, now: datetime) -> float | None:
@@ -151,7 +153,7 @@ class MemoryStore(Store):
                 continue
             job = lifecycle.advance(row, step, now)
             self._keep(job)
-            applied.append(job)
+            applied.append(_apart(job))
         self._evict()
         return applied
 
@@ -184,7 +186,7 @@ class MemoryStore(Store):
                 and (query.older_than is None or _runs_longer(job, query.older_than, now))
             )
 
-        return list(islice(filter(wanted, self._candidates(query)), query.limit))
+        return [_apart(job) for job in islice(filter(wanted, self._candidates(query)), query.limit)]
 
     def _candidates(self, query: JobQuery) -> Iterator[Job[Any]]:
         ids: Iterable[int] = self._jobs
@@ -332,6 +334,11 @@ class _Lifeline:
 
     def close(self) -> None:
         pass
+
+
+def _apart(job: Job[Any]) -> Job[Any]:
+    """The record as it is handed out: a result that can be changed is a copy, so that nobody changes the stored one."""
+    return replace(job, result=deepcopy(job.result)) if type(job.result) in _CHANGEABLE else job
 
 
 def _runs_longer(job: Job[Any], seconds: float, now: datetime) -> bool:

@@ -64,7 +64,7 @@ def to_row(job: Job[Any]) -> tuple[object, ...]:
         job.idempotency_key,
         job.correlation_id,
         dumps(job.tags) if job.tags else None,
-        dumps(job.meta) if job.meta else None,
+        job.meta_json,
     )
 
 
@@ -95,7 +95,7 @@ def to_job(row: Sequence[Any]) -> Job[Any]:
         idempotency_key=row[21],
         correlation_id=row[22],
         tags=() if row[23] is None else tuple(_loads(row[23])),
-        meta={} if row[24] is None else _loads(row[24]),
+        meta_json=row[24],
     )
 
 

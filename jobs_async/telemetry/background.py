@@ -59,6 +59,7 @@ class QueueHandler:
         return len(self._events) + self._busy
 
     def __call__(self, event: Event) -> None:
+        loop = None if self.any_thread else asyncio.get_running_loop()
         with self._news:
             if len(self._events) >= self._capacity:
                 self._events.popleft()
@@ -67,15 +68,20 @@ class QueueHandler:
             if self._draining:
                 self._news.notify()
                 return
-            self._draining = True
-        if self.any_thread:
+        self._start(loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._draining = True
+        if loop is None:
             threading.Thread(target=self._drain, name="jobs_async events", daemon=True).start()
         else:
-            self._task = asyncio.get_running_loop().create_task(self._drain_async(), name="jobs_async events")
+            self._task = loop.create_task(self._drain_async(), name="jobs_async events")
 
     async def flush(self) -> None:
         """Wait until every event has been passed on."""
-        while self.waiting:  # noqa: ASYNC110  # what empties it may be a thread
+        while self.waiting:
+            if not self._draining and not self.any_thread:
+                self._start(asyncio.get_running_loop())
             await asyncio.sleep(LOOK_AGAIN)
 
     def _drop(self, why: str) -> None:
@@ -103,7 +109,10 @@ class QueueHandler:
             if event is None:
                 return
             try:
-                self._sink(event)
+                answer = self._sink(event)
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                    raise TypeError("a plain function returned a coroutine; give the async function itself")
             except BaseException:
                 self._failed(event)
             else:
@@ -120,7 +129,10 @@ class QueueHandler:
                 try:
                     answer: Any = self._sink(event)
                     await answer
-                except Exception:
+                except BaseException as error:
+                    task = asyncio.current_task()
+                    if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
+                        raise
                     self._failed(event)
                 else:
                     self._breaker.worked()

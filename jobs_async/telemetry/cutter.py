@@ -1,4 +1,4 @@
-"""What keeps an async handler from taking for ever."""
+"""What keeps an async handler from taking for ever, and from cancelling anybody but itself."""
 
 from __future__ import annotations
 
@@ -6,49 +6,83 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Awaitable
 
 HANDLER_SECONDS = 5.0
 """How long an async handler may take for one event before it is cut."""
 
 
-class Cutter:
-    """Cuts the handler that is being awaited when it takes too long, with one timer for all calls of a loop.
+class Cut(TimeoutError):
+    """A handler took too long and was cancelled; `task` is where it may go on all the same."""
 
-    The timer is not set anew for each call: when it strikes early for the current one, it is set to what is left.
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        super().__init__(f"cut after {HANDLER_SECONDS:g} seconds")
+        self.task = task
+
+
+class Cutter:
+    """Awaits handlers, each in a task of its own: what it swallows, cancels or leaves hanging stays its own affair.
+
+    One timer serves all calls of a loop. It is not set anew for each: when it strikes early for the current one, it is
+    set to what is left.
     """
 
-    __slots__ = ("_began", "_struck", "_task", "_timer", "loop")
+    __slots__ = ("_began", "_over", "_timer", "loop", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._task: asyncio.Task[Any] | None = None
+        self.task: asyncio.Task[BaseException | None] | None = None
+        """Where a handler is running, if one is."""
+        self._over: asyncio.Future[None] | None = None
         self._began = 0.0
-        self._struck = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def __enter__(self) -> None:
-        self._task, self._began, self._struck = asyncio.current_task(), self.loop.time(), 0
+    async def wait_for(self, answer: Awaitable[object]) -> None:
+        """Come back when the handler has ended.
+
+        Raises:
+            Cut: it took too long.
+            BaseException: what it raised.
+        """
+        over = self._over = self.loop.create_future()
+        task = self.task = self.loop.create_task(_end_of(answer), name="jobs_async telemetry handler")
+        task.add_done_callback(self._ended)
+        self._began = self.loop.time()
         if self._timer is None:
             self._timer = self.loop.call_later(HANDLER_SECONDS, self._strike)
+        try:
+            await over
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            self.task = self._over = None
+        if not task.done():
+            task.cancel()
+            raise Cut(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.result()
+        if error is not None:
+            raise error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        task, self._task = self._task, None
-        if not self._struck or task is None:
-            return
-        left = [task.uncancel() for _ in range(self._struck)][-1]
-        if kind is asyncio.CancelledError and not left:
-            raise TimeoutError(f"cut after {HANDLER_SECONDS:g} seconds") from error
+    def _ended(self, task: asyncio.Task[BaseException | None]) -> None:
+        if task is self.task and self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     def _strike(self) -> None:
         self._timer = None
-        if self._task is None:
+        if self._over is None:
             return
-        left = self._began + HANDLER_SECONDS * (self._struck + 1) - self.loop.time()
-        if left <= 0:
-            self._struck += 1
-            self._task.cancel()
-            left = HANDLER_SECONDS  # one that swallows this is struck again
-        self._timer = self.loop.call_later(left, self._strike)
+        left = self._began + HANDLER_SECONDS - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._strike)
+        elif not self._over.done():
+            self._over.set_result(None)
+
+
+async def _end_of(answer: Awaitable[object]) -> BaseException | None:
+    """What a handler raised, as a value: an event loop does not survive a SystemExit out of a task."""
+    try:
+        await answer
+    except BaseException as error:
+        return error
+    return None

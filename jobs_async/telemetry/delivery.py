@@ -11,14 +11,15 @@ import inspect
 import logging
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.errors import TelemetryError
 from jobs_async.telemetry.breaker import REST, Breaker
-from jobs_async.telemetry.cutter import Cutter
+from jobs_async.telemetry.cutter import Cut, Cutter
 
 if TYPE_CHECKING:
     from jobs_async.core.events import Event
@@ -37,6 +38,8 @@ class _Attached:
 
     call: Handler
     breaker: Breaker = field(default_factory=Breaker)
+    cut: asyncio.Task[Any] | None = None
+    """Where it was cut last; it may not have heeded that."""
 
     @property
     def any_thread(self) -> bool:
@@ -71,8 +74,7 @@ class Telemetry:
         self._changing = threading.Lock()
         self._lock = asyncio.Lock()
         self._cutter: Cutter | None = None
-        self.calling: Handler | None = None
-        """The handler that is being called, if one is; for whoever wants to know what holds up the event loop."""
+        self._calling: tuple[Handler, asyncio.Task[Any] | None] | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -119,7 +121,7 @@ class Telemetry:
         self._refuse_reentry("emit")
         await self.deliver([event])
 
-    async def deliver(self, events: Sequence[Event], *, told_urgently: bool = False) -> None:
+    async def deliver(self, events: Iterable[Event], *, told_urgently: bool = False) -> None:
         """As `emit`, for the runtime: what a handler causes by its own doing is delivered after the current event.
 
         `told_urgently` leaves out those that `deliver_urgently` has reached.
@@ -149,9 +151,12 @@ class Telemetry:
         for attached in self._handlers:
             flush: Any = getattr(attached.call, "flush", None)
             if inspect.iscoroutinefunction(flush):
+                task = asyncio.current_task()
                 try:
                     await flush()
-                except Exception:
+                except BaseException:
+                    if task is not None and task.cancelling():
+                        raise
                     logger.exception("telemetry handler %r could not be flushed", attached.call)
 
     async def _pass_on(self, event: Event, cutter: Cutter, depth: int, told_urgently: bool = False) -> None:
@@ -162,10 +167,10 @@ class Telemetry:
                 if told_urgently and attached.any_thread:
                     continue
                 if not attached.breaker.is_open(cutter.loop.time()):
-                    self.calling = attached.call
+                    self._calling = attached.call, asyncio.current_task()
                     await _call(attached, event, cutter)
         finally:
-            self.calling = None
+            self._calling = None
             delivery.active = False
             _current.reset(token)
         if delivery.caused and depth >= MAX_NESTING:
@@ -174,28 +179,57 @@ class Telemetry:
         for caused in delivery.caused:
             await self._pass_on(caused, cutter, depth + 1)
 
+    def called_in(self, task: asyncio.Task[Any] | None) -> Handler | None:
+        """The handler that this task is running right now; may be asked from any thread."""
+        calling, cutter = self._calling, self._cutter
+        if calling is None or task is None or cutter is None:
+            return None
+        handler, teller = calling
+        return handler if task is (cutter.task or teller) else None
+
     def _refuse_reentry(self, verb: str) -> None:
-        delivery = _current.get()
-        if delivery is not None and delivery.active and delivery.owner is self:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a thread
+            return
+        if self.called_in(task) is not None:
             raise TelemetryError(f"{verb} was called from inside a telemetry handler; do it in a task of its own")
 
 
 async def _call(attached: _Attached, event: Event, cutter: Cutter) -> None:
     """One handler, one event; only our own cancellation gets past."""
+    task = asyncio.current_task()
+    asked = task.cancelling() if task is not None else 0
     try:
-        answer = attached.call(event)
+        if attached.cut is not None and not attached.cut.done():
+            raise TimeoutError("it has not come back from the event for which it was cut")
+        attached.cut = None
+        try:
+            answer = attached.call(event)
+        finally:
+            if task is not None and task.cancelling() > asked:
+                await _take_back(task, asked)
         if answer is not None and inspect.isawaitable(answer):
-            with cutter:
-                await answer
+            await cutter.wait_for(answer)
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if task is not None and task.cancelling() > asked:
             raise
         _failed(attached, event, cutter.loop.time(), error)
     except BaseException as error:
+        if isinstance(error, Cut):
+            attached.cut = error.task
         _failed(attached, event, cutter.loop.time(), error)
     else:
         attached.breaker.worked()
+
+
+async def _take_back(task: asyncio.Task[Any], asked: int) -> None:
+    """A sync handler has cancelled its caller: that is its failure, not our end."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.cancelling() > asked:
+        task.uncancel()
+    raise asyncio.CancelledError("it has cancelled its caller")
 
 
 def _failed(attached: _Attached, event: Event, now: float, error: BaseException) -> None:

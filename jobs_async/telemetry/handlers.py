@@ -22,6 +22,7 @@ from jobs_async.core.events import (
     LeaseLost,
     LoopStalled,
     QueueEvent,
+    StaleSettlement,
     StoreFailing,
     StoreRecovered,
 )
@@ -89,25 +90,40 @@ def describe(event: Event) -> str:
     """An event in one line, without arguments or keys: for logs and activity views."""
     what = event.type.partition("_")[2]
     match event:
-        case JobResult(job=job) if event.error_msg:
-            first = event.error_msg.splitlines()[0]
-            return f"{what}: {job.worker} #{job.id} attempt {job.attempt}/{job.max_attempts} - {first}"
-        case JobResult(job=job):
-            return f"{what}: {job.worker} #{job.id} in {event.duration_ms} ms"
-        case JobStuck(job=job):
-            return f"{what}: {job.worker} #{job.id} goes on after it was told to end ({event.cause})"
         case JobEvent(job=job):
-            return f"{what}: {job.worker} #{job.id} ({job.queue})"
+            return f"{what}: {job.worker} #{job.id} {_about_job(event)}"
         case QueueEvent(queue=queue):
             return f"{what}: queue {queue}"
         case LoopStalled():
-            return f"{what}: the event loop stood still for {event.seconds:.1f} s, held up by {event.blocker}"
+            who = _first_line(event.blocker)
+            return f"{what}: the event loop stood still for {event.seconds:.1f} s, held up by {who}"
         case StoreFailing():
-            return f"{what}: the store does not work - {event.error_msg}"
+            return f"{what}: the store does not work - {_first_line(event.error_msg)}"
         case StoreRecovered():
             return f"{what}: the store works again after {event.seconds:.1f} s"
+        case LeaseLost():
+            return f"{what}: the lease of node {event.node}, which goes on as {event.new_node}"
         case _:
             return what or event.type
+
+
+def _about_job(event: JobEvent) -> str:
+    job = event.job
+    match event:
+        case JobResult() if event.error_msg:
+            return f"attempt {job.attempt}/{job.max_attempts} - {_first_line(event.error_msg)}"
+        case JobResult():
+            return f"in {event.duration_ms} ms"
+        case JobStuck():
+            return f"goes on after it was told to end ({event.cause})"
+        case StaleSettlement():
+            return f"({job.queue}) was stale, its outcome is dropped"
+        case _:
+            return f"({job.queue})"
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else text
 
 
 def _timed(event: Event) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import selectors
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Coroutine
 
 T = TypeVar("T")
@@ -19,10 +21,17 @@ BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Where a real loop would sleep until the next timer, this one sets its clock to it."""
+    """Where a real loop would sleep until the next timer, this one sets its clock to it.
 
-    def __init__(self) -> None:
+    With an `rng`, what is ready runs in an order drawn anew in each turn of the loop: one of those in which tasks that
+    do not wait for each other may come. The same seed draws the same orders. Without, first come, first served.
+    """
+
+    _ready: deque[asyncio.Handle]  # asyncio's own, and nowhere else to be had
+
+    def __init__(self, rng: Random | None = None) -> None:
         self._now = 0.0
+        self._rng = rng
         super().__init__(_Leap(self))
 
     def time(self) -> float:
@@ -38,6 +47,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             raise RuntimeError("every task waits for another, and no timer is set: a deadlock")
         self._now += max(0.0, seconds)
 
+    def turn(self) -> None:
+        """A turn begins: choose who comes first."""
+        if self._rng is not None:
+            self._rng.shuffle(self._ready)
+
 
 class _Leap(selectors.SelectSelector):
     def __init__(self, loop: VirtualTimeLoop) -> None:
@@ -45,6 +59,7 @@ class _Leap(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._loop.turn()
         ready = super().select(0)
         if not ready and timeout != 0:
             self._loop.leap(timeout)
@@ -61,7 +76,8 @@ class LoopClock:
         return "virtual", asyncio.get_running_loop().time()
 
 
-def run_virtual(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, on a VirtualTimeLoop."""
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+def run_virtual(main: Coroutine[Any, Any, T], seed: int | None = None) -> T:
+    """As `asyncio.run`, on a VirtualTimeLoop; a `seed` shuffles it, the same one always alike."""
+    rng = None if seed is None else Random(seed)
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(rng)) as runner:
         return runner.run(main)

@@ -20,12 +20,11 @@ class Seen:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self._news = asyncio.Condition()
+        self._news = asyncio.Event()
 
-    async def __call__(self, event: Event) -> None:
-        async with self._news:
-            self.events.append(event)
-            self._news.notify_all()
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._news.set()
 
     def of(self, kind: type[Event], job: Job[Any] | None = None) -> list[Any]:
         return [
@@ -35,8 +34,10 @@ class Seen:
         ]
 
     async def wait(self, kind: type[Event], job: Job[Any] | None = None, count: int = 1) -> Any:
-        async with asyncio.timeout(GUARD), self._news:
-            await self._news.wait_for(lambda: len(self.of(kind, job)) >= count)
+        async with asyncio.timeout(GUARD):
+            while len(self.of(kind, job)) < count:
+                self._news.clear()
+                await self._news.wait()
         return self.of(kind, job)[count - 1]
 
     def types(self, job: Job[Any] | None = None) -> list[str]:

@@ -123,6 +123,25 @@ async def test_emit_and_attach_inside_a_handler_raise_instead_of_hanging() -> No
     assert len(raised) == 2
 
 
+async def test_a_task_that_a_handler_spawned_may_emit_though_the_event_is_still_being_told() -> None:
+    telemetry, heard, spawned = Telemetry(), list[Event](), list[asyncio.Task[None]]()
+    other = QueuePaused("other", at=BEGINNING)
+
+    def spawn(event: Event) -> None:
+        if event is PAUSED:
+            spawned.append(asyncio.get_running_loop().create_task(telemetry.emit(other)))
+
+    async def slow(event: Event) -> None:
+        await asyncio.sleep(0.001)
+        heard.append(event)
+
+    telemetry.attach(spawn)
+    telemetry.attach(slow)
+    await telemetry.emit(PAUSED)
+    await asyncio.gather(*spawned)
+    assert heard == [PAUSED, other]
+
+
 def test_attach_works_from_any_thread_and_in_another_loop() -> None:
     telemetry = Telemetry(max_handlers=None)
     heard: list[Any] = []

@@ -30,6 +30,7 @@ from jobs_async.core.store import (
 from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, guest, work
 from jobs_async.stores.sqlite.lifeline import SqliteLifeline
+from jobs_async.stores.sqlite.log import Log
 from jobs_async.stores.sqlite.select import SQL, select
 from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, typed
 from jobs_async.tasks import to_the_end
@@ -107,7 +108,7 @@ class SqliteStore(Store):
                     raise StoreError(f"cannot open {self._path!r}: {error}") from error
                 raise
             self._reader = Session(self._read_connection)
-            self._writer = Writer(self._write_connection)
+            self._writer = Writer(self._write_connection, Log(self._path))
 
     async def close(self) -> None:
         await to_the_end(self._close())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from jobs_async.clock import stopwatch
 from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError, WriteRefused
 from jobs_async.stores.sql import with_rows
+from jobs_async.stores.sqlite.log import LOOK_AGAIN, Log
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -83,9 +84,11 @@ class _DoubtfulCommit(Exception):
 class Writer:
     """Runs pieces of work, many to a transaction, in the order in which they came."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: aiosqlite.Connection, log: Log) -> None:
         self._connection = connection
         self._session = Session(connection)
+        self._log = log
+        self._tidying: asyncio.TimerHandle | None = None
         self._queue: list[_Piece] = []
         self._wake = asyncio.Event()
         self._closing = False
@@ -142,10 +145,21 @@ class Writer:
                 while self._queue:
                     group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
                     self._queue[:0] = await self._commit(group)
+                await self._tidy()
         finally:
             self._closing = True
+            if self._tidying is not None:
+                self._tidying.cancel()
             _refuse(group)
             _refuse(self._queue)
+
+    async def _tidy(self) -> None:
+        """Shorten the log when it has been long for a while, and come back while it is."""
+        if self._tidying is not None and self._loop.time() > self._tidying.when() - 0.01:
+            await self._log.shorten(self._session)
+            self._tidying = None
+        if self._tidying is None and self._log.is_long:
+            self._tidying = self._loop.call_later(LOOK_AGAIN, self._wake.set)
 
     async def _commit(self, group: list[_Piece]) -> list[_Piece]:
         """Run a group in one transaction; what met a foreign lock comes back, to be tried again."""

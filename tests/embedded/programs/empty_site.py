@@ -1,0 +1,5 @@
+"""A web app without jobs: how the server itself ends."""
+
+from starlette.applications import Starlette
+
+app = Starlette()
