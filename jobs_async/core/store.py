@@ -128,7 +128,7 @@ class Lifeline(Protocol):
     """Renews leases from a thread, for the time in which the event loop is blocked. Used by one thread alone."""
 
     def renew(self, node: str, ttl: float) -> bool:
-        """Prolong the lease of a node that has joined, to `ttl` seconds from now; False where it has run out.
+        """Prolong the lease of a node that has joined, to `ttl` seconds from now at least; False where it has run out.
 
         Blocks, for at most some seconds. May raise anything; it is called again later.
         """

@@ -111,6 +111,7 @@ class Supervisor(Operator):
         self._was_stopped = False
         self._stops = 0
         self._stopping: asyncio.Task[ShutdownReport] | None = None
+        self._shutdown_report: ShutdownReport | None = None
         for one in collect(workers):
             self._register(one)
 
@@ -173,6 +174,11 @@ class Supervisor(Operator):
     def is_stopped(self) -> bool:
         """After a stop; a new start undoes it."""
         return self._was_stopped
+
+    @property
+    def shutdown_report(self) -> ShutdownReport | None:
+        """What the last stop left behind, whoever asked for it; None before the first."""
+        return self._shutdown_report
 
     @property
     def stuck(self) -> tuple[int, ...]:
@@ -265,7 +271,7 @@ class Supervisor(Operator):
         if engine is not None:
             engine.ask_to_stop()
             await engine.ended()
-            report = engine.report
+            report = self._shutdown_report = engine.report
             self._engine, self._was_stopped = None, True
             binding.detach(self)
         self._waiters.close()

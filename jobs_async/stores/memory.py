@@ -244,7 +244,7 @@ class MemoryStore(Store):
         lease = self._leases.get(node)
         if lease is None or not self._is_alive(node):
             return False
-        self._leases[node] = (lease[0], lease[1], self._clock.uptime()[1] + ttl)
+        self._leases[node] = (lease[0], lease[1], max(lease[2], self._clock.uptime()[1] + ttl))
         return True
 
     async def nodes(self) -> list[Node]:

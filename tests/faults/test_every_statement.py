@@ -30,8 +30,8 @@ TRIES = 4
 """How often a scene is played until a statement has come up that depends on the moment."""
 
 AUTOCOMMIT = ["COMMIT", "insert", "claim", "end", "apply", "delete"]
-UNUSED = {"purge", "spend_tick", "link_tick", "forget_ticks", "is_orphaned"}
-"""What a Supervisor does not ask for, and a piece of others."""
+UNUSED = {"purge", "spend_tick", "link_tick", "forget_ticks", "prolong_node", "is_orphaned"}
+"""What a Supervisor does not ask for, what only its watchdog does, and a piece of others."""
 
 ANYWHERE: dict[str, Kind] = {
     "the file is busy": lambda _: raising("SQLITE_BUSY"),

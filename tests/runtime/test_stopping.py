@@ -95,7 +95,9 @@ async def test_a_handler_that_will_not_end_is_reported_and_keeps_its_job(world: 
     await jobs.start()
     job = await deaf.enqueue()
     await world.seen.wait(JobStarted)
+    assert jobs.shutdown_report is None
     report = await jobs.stop()
+    assert jobs.shutdown_report == report
     assert now() <= 5 + 6
     assert report.still_running == (job.id,)
     assert not report.is_clean

@@ -447,7 +447,7 @@ async def test_row_64_a_task_of_the_application_that_blocks_is_named() -> None:
 async def test_without_max_stall_there_is_no_thread(path: Path) -> None:
     before = set(watchdogs())
     async with Supervisor(SqliteStore(path), max_stall=None):
-        assert set(watchdogs()) == before
+        assert not set(watchdogs()) - before
     async with Supervisor(SqliteStore(path)):
         assert len(set(watchdogs()) - before) == 1
 
@@ -455,7 +455,7 @@ async def test_without_max_stall_there_is_no_thread(path: Path) -> None:
 async def test_a_producer_has_no_thread() -> None:
     before = set(watchdogs())
     async with Supervisor(queues={}):
-        assert set(watchdogs()) == before
+        assert not set(watchdogs()) - before
 
 
 async def test_after_a_stop_the_thread_is_gone_and_each_start_has_a_new_one() -> None:
@@ -635,6 +635,8 @@ async def test_row_62_threads_past_their_timeout_keep_their_slots_until_they_end
             return n
 
         stored = await jobs.enqueue_many([work.draft(n) for n in range(2 * LIMIT)])
+        while len(inside) < LIMIT:  # threads begin in real time, and none of the other passes meanwhile
+            await asyncio.sleep(0)
         await world.seen.wait(JobStuck, count=LIMIT)
         assert now() == pytest.approx(13)
         assert list(jobs.stuck) == [job.id for job in stored[:LIMIT]]

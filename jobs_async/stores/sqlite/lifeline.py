@@ -25,8 +25,8 @@ class SqliteLifeline:
         if self._connection is None:
             self._connection = sqlite3.connect(self._path, timeout=BUSY_WAIT, isolation_level=None)
         now, (boot, uptime) = rows.micros(self._clock.now()), self._clock.uptime()
-        lease = {"id": node, "boot": boot, "uptime": uptime, "expires_at": uptime + ttl, "now": now, "info": None}
-        return bool(self._connection.execute(SQL["renew_node"], lease).fetchall())
+        lease = {"id": node, "boot": boot, "uptime": uptime, "expires_at": uptime + ttl, "now": now}
+        return bool(self._connection.execute(SQL["prolong_node"], lease).fetchall())
 
     def close(self) -> None:
         if self._connection is not None:

@@ -146,7 +146,14 @@ WHERE jobs_async_nodes.expires_at > :uptime
 RETURNING id
 
 -- name: renew_node
-UPDATE jobs_async_nodes SET expires_at = :expires_at, beat_at = :now, info = coalesce(:info, info)
+UPDATE jobs_async_nodes SET expires_at = :expires_at, beat_at = :now, info = :info
+WHERE id = :id
+    AND boot = :boot
+    AND expires_at > :uptime
+RETURNING id
+
+-- name: prolong_node
+UPDATE jobs_async_nodes SET expires_at = max(expires_at, :expires_at), beat_at = :now
 WHERE id = :id
     AND boot = :boot
     AND expires_at > :uptime

@@ -89,12 +89,26 @@ async def a_lifeline_renews_a_lease_from_a_thread(store: Store, clock: FakeClock
     for expected in ([True, False], [True, False]):
         clock.advance(29)
         assert await asyncio.to_thread(renew) == expected
+    await store.beat(node, 90)
+    assert await asyncio.to_thread(renew) == [True, False]
+    clock.advance(61)
+    assert await asyncio.to_thread(renew) == [True, False], "it has cut a longer lease short"
     clock.advance(29)
     assert await _alive(store, "n")
     assert (await store.nodes())[0].workers == node.workers
     clock.advance(2)
     assert await asyncio.to_thread(renew) == [False, False]
     assert not await _alive(store, "n")
+    await joined(store, "m", 1e9)
+    clock.reboot()
+
+    def renew_of_another_boot() -> bool:
+        try:
+            return lifeline.renew("m", 30)
+        finally:
+            lifeline.close()
+
+    assert not await asyncio.to_thread(renew_of_another_boot)
 
 
 async def a_beat_of_a_stranger_is_refused(store: Store, clock: FakeClock) -> None:
