@@ -40,6 +40,8 @@ CANCEL_GRACE = 3.0
 """Seconds a handler has, once cancelled, to clean up."""
 FLUSH_GRACE = 1.3
 """Seconds the last settlements have."""
+FAREWELL_GRACE = 0.5
+"""Seconds the store has to take note that this node is gone."""
 TELLING_GRACE = 1.0
 """Seconds telemetry has in all, once no handler runs any more."""
 
@@ -237,7 +239,10 @@ class Engine:
                 list(report.unsettled),
             )
         elif runners:
-            await self._member.leave()
+            with suppress(Exception):
+                async with asyncio.timeout(FAREWELL_GRACE):
+                    await self._janitor.clear_out()
+                    await self._member.leave()
 
     def _take_stock(self) -> ShutdownReport:
         left = list(self.crew.runs())

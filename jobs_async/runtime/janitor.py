@@ -88,7 +88,11 @@ class Janitor:
             return apart + DEFAULT_STRATEGY.delay(retry, self._host.rng, self._host.clock.now().timestamp())
         return apart + await retry_delay(worker, retry, self._host)
 
-    async def _hand_back_strays(self) -> None:
+    async def clear_out(self) -> None:
+        """Before this node leaves: no claim is on its way any longer, so none has to be waited for."""
+        await self._hand_back_strays(patience=0.0)
+
+    async def _hand_back_strays(self, patience: float = STORE_SECONDS) -> None:
         """Free what the store says we run and we do not: claims whose answer can no longer arrive."""
         query = JobQuery(states=[JobState.executing], node=self._node(), newest_first=False, limit=MAX_PAGE)
         claimed = await in_time(self._host.store.select(query))
@@ -96,7 +100,7 @@ class Janitor:
         strays = {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
         now = asyncio.get_running_loop().time()
         self._strays = {key: self._strays.get(key, now) for key in strays}
-        lost = [decide(job, Interrupted()) for key, job in strays.items() if now - self._strays[key] > STORE_SECONDS]
+        lost = [decide(job, Interrupted()) for key, job in strays.items() if now - self._strays[key] >= patience]
         for job in await in_time(self._host.store.apply(lost)) if lost else ():
             if job is not None:
                 logger.warning("job %d (%s) was claimed but its claim never arrived; handed back", job.id, job.worker)

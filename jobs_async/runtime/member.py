@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from jobs_async.runtime.crew import Crew
     from jobs_async.runtime.herald import Herald
 
-FAREWELL_GRACE = 0.5
-"""Seconds the store has to take note that this node is gone."""
+CALL_OFF_GRACE = 0.5
+"""Seconds the store has to take note that a start was called off."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -70,10 +70,16 @@ class Member:
             await in_time(self._store.beat(self._node(), self._lease, join=True))
             self._crew.heed(await in_time(self._store.queues()))
         except BaseException:
-            await to_the_end(self.leave())
+            await to_the_end(self._call_off())
             raise
         if self._max_stall is not None:
             self._watchdog = self._watch(self._max_stall)
+
+    async def _call_off(self) -> None:
+        """Whether or not the store has taken note of us, it shall not believe that we live."""
+        with suppress(Exception):
+            async with asyncio.timeout(CALL_OFF_GRACE):
+                await self.leave()
 
     async def beat(self) -> None:
         """Renew the lease, and do what the store answers; a lease that ran out means that others have our jobs now."""
@@ -89,10 +95,8 @@ class Member:
         self._crew.heed(await in_time(self._store.queues()))
 
     async def leave(self) -> None:
-        """Give the lease up."""
-        with suppress(Exception):
-            async with asyncio.timeout(FAREWELL_GRACE):
-                await self._store.beat(self._node(), 0.0)
+        """Give the lease up; raises what the store raises."""
+        await in_time(self._store.beat(self._node(), 0.0))
 
     def close(self) -> None:
         """Let go of what outlives the loops."""

@@ -11,16 +11,17 @@ from msgspec.structs import replace
 
 from jobs_async.core import limits
 from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreError
-from jobs_async.core.events import JobCancelled, QueuePaused, QueueResumed
+from jobs_async.core.events import JobCancelled, QueueEvent, QueuePaused, QueueResumed
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
 from jobs_async.core.options import Draft, EditOptions, JobOpts
 from jobs_async.core.store import JobQuery
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.producer import Producer, check, reason
+from jobs_async.tasks import finish_anyway
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
@@ -107,13 +108,14 @@ class Operator(Producer):
             JobNotFound: there is none of this id.
             IllegalTransition: it has ended already.
         """
-        job = await self._change(job_id, cancel)
+        return await self._change(job_id, cancel, self._cancelled)
+
+    async def _cancelled(self, job: Job[Any]) -> None:
         if job.state is JobState.cancelled:
             self._waiters.settled(job)
             await self._herald.tell(lambda at: [JobCancelled(job=job, at=at, error_msg=reason(job))])
         elif self._engine is not None:
-            self._engine.crew.cancel(job_id)
-        return job
+            self._engine.crew.cancel(job.id)
 
     async def retry(self, job_id: int) -> Job[Any]:
         """Make an ended job, or one that waits for its time, available now; an ended one gets all its attempts anew.
@@ -123,10 +125,11 @@ class Operator(Producer):
             IllegalTransition: it is available or running already.
             UniqueConflict: a live job holds its unique key.
         """
-        job = await self._change(job_id, rerun)
+        return await self._change(job_id, rerun, self._waits)
+
+    async def _waits(self, job: Job[Any]) -> None:
         if self._engine is not None:
             self._engine.crew.nudge(job.queue)
-        return job
 
     async def edit(self, job_id: int, *, args: object = UNSET, **options: Unpack[EditOptions]) -> Job[Any]:
         """Change a job that waits: its arguments, priority, queue, number of attempts, or when it is due.
@@ -154,10 +157,7 @@ class Operator(Producer):
                 check(worker, draft)
             return edit(job, Patch(args_json=UNSET if draft is None else draft.args_json, **opts), delay)
 
-        job = await self._change(job_id, change)
-        if self._engine is not None:
-            self._engine.crew.nudge(job.queue)
-        return job
+        return await self._change(job_id, change, self._waits)
 
     async def delete(self, job_id: int) -> None:
         """Remove a job that is not executing.
@@ -171,37 +171,52 @@ class Operator(Producer):
             await in_time(self.store.get(job_id))
             raise IllegalTransition(f"job {job_id} is executing; cancel it first")
 
-    async def _change(self, job_id: int, decide: Callable[[Job[Any]], Transition]) -> Job[Any]:
-        """Read, decide, apply; again when the job moved in between."""
+    async def _change(
+        self, job_id: int, decide: Callable[[Job[Any]], Transition], then: Callable[[Job[Any]], Awaitable[None]]
+    ) -> Job[Any]:
+        """Read, decide, apply, again when the job moved in between; `then` follows even where the caller has gone."""
         await self._ensure_open()
-        while True:
-            step = decide(await in_time(self.store.get(job_id)))
-            (job,) = await in_time(self.store.apply([step]))
-            if job is not None:
-                return job
+
+        async def change() -> Job[Any]:
+            while True:
+                step = decide(await in_time(self.store.get(job_id)))
+                (job,) = await in_time(self.store.apply([step]))
+                if job is not None:
+                    await then(job)
+                    return job
+
+        return await finish_anyway(change())
 
     # --- queues ---
 
     async def pause_queue(self, queue: str) -> None:
         """Let no claim that begins from now on return a job, on any node, across restarts; running jobs go on."""
-        await self._ensure_open()
-        if await in_time(self.store.set_queue(limits.name(queue, "queue"), paused=True)):
-            await self._herald.tell(lambda at: [QueuePaused(queue=queue, at=at)])
+        await self._say(queue, QueuePaused, paused=True)
 
     async def resume_queue(self, queue: str) -> None:
         """Undo `pause_queue`."""
-        await self._ensure_open()
-        if await in_time(self.store.set_queue(limits.name(queue, "queue"), paused=False)):
-            await self._herald.tell(lambda at: [QueueResumed(queue=queue, at=at)])
-        if self._engine is not None:
-            self._engine.crew.nudge(queue)
+        await self._say(queue, QueueResumed, paused=False)
 
     async def scale_queue(self, queue: str, limit: int | None) -> None:
         """Run at most so many jobs of a queue at once, on each node, across restarts; lowering it lets running ones
         finish. None takes it back: each node runs as many as it was started with.
         """
+        await self._say(queue, None, limit=0 if limit is None else limits.integer(limit, "limit", 1))
+
+    async def _say(
+        self, queue: str, event: type[QueueEvent] | None, *, paused: bool | None = None, limit: int | None = None
+    ) -> None:
+        """Write it down, tell of a change and heed it here, even where the caller has gone."""
+        limits.name(queue, "queue")
         await self._ensure_open()
-        said = 0 if limit is None else limits.integer(limit, "limit", 1)
-        await in_time(self.store.set_queue(limits.name(queue, "queue"), limit=said))
-        if self._engine is not None:
-            self._engine.crew.resize(queue, limit)
+
+        async def say() -> None:
+            changed = await in_time(self.store.set_queue(queue, paused=paused, limit=limit))
+            if self._engine is not None:
+                self._engine.crew.nudge(queue)
+                if limit is not None:
+                    self._engine.crew.resize(queue, limit)
+            if changed:
+                await self._herald.tell(lambda at: [] if event is None else [event(queue=queue, at=at)])
+
+        await finish_anyway(say())

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -374,6 +375,36 @@ async def test_many_threads_may_hand_in_events_at_once() -> None:
     for number in range(8):
         mine = [event.queue for event in heard if 100 * number <= int(event.queue[1:]) < 100 * (number + 1)]
         assert mine == [f"q{n}" for n in range(100 * number, 100 * (number + 1))]
+
+
+async def test_two_threads_that_hand_in_at_the_same_time_start_one_thread_for_the_sink(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[threading.Thread] = []
+    told = numbered(2)
+
+    class Condition(threading.Condition):
+        """Where it has just been let go of, another thread hands in the second event."""
+
+        def __exit__(self, *exc: Any) -> None:
+            super().__exit__(*exc)
+            if other.ident is None:
+                other.start()
+                other.join(PATIENCE)
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            started.append(self)
+            super().start()
+
+    monkeypatch.setattr(background, "threading", SimpleNamespace(Condition=Condition, Thread=Thread))
+    heard: list[Event] = []
+    handler = QueueHandler(heard.append)
+    other = threading.Thread(target=handler, args=(told[1],))
+    handler(told[0])
+    await flushed(handler)
+    assert heard == told
+    assert len(started) == 1
 
 
 # --- a stop waits for what is held back, for a second ---

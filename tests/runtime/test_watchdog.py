@@ -206,19 +206,23 @@ def untouched(node: Node, ended: list[Job[Any]]) -> None:
     assert node.seen.of(LeaseLost) + node.seen.of(JobRescued) + node.seen.of(StaleSettlement) == []
 
 
+async def looked_again(store: Stored) -> None:
+    """By now both nodes have looked for lost jobs."""
+    before = store.looked
+
+    async def twice() -> bool:
+        return store.looked >= before + 4
+
+    await until(twice, PATIENCE)
+
+
 async def test_row_64_f21_a_block_of_three_leases_costs_nobody_anything_in_memory() -> None:
     store = LookedAtMemory()
     node = Node(store)
     node.during = lambda: time.sleep(THREE_LEASES)
     async with node.jobs, Supervisor(store, queues={"elsewhere": 1}, **FAST):
-        begun = await node.begin(neighbours=3)
-        ended = await node.end(begun)
-        before = store.looked
-
-        async def looked_again() -> bool:
-            return store.looked >= before + 4
-
-        await until(looked_again, PATIENCE)
+        ended = await node.end(await node.begin(neighbours=3))
+        await looked_again(store)
         untouched(node, ended)
 
 
@@ -277,6 +281,29 @@ async def test_row_64_f21_beyond_max_stall_another_node_takes_over_and_the_late_
         assert (ended.state, ended.result, ended.attempt, ended.rescues) == (JobState.completed, "rescued", 2, 1)
         assert node.runs == Counter(block=1)
         assert len(given_up.lines) == 1
+
+
+@pytest.mark.usefixtures("soon")
+async def test_row_64_f14_a_handler_that_holds_up_the_thread_costs_no_lease_either() -> None:
+    over = threading.Event()
+
+    class Slow:
+        any_thread = True
+
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, LoopStalled):
+                assert over.wait(PATIENCE)
+
+    store = LookedAtMemory()
+    node = Node(store)
+    node.during = lambda: time.sleep(2 * FAST["lease"])
+    assert node.jobs.telemetry is not None
+    node.jobs.telemetry.attach(Slow())
+    async with node.jobs, Supervisor(store, queues={"elsewhere": 1}, **FAST):
+        ended = await node.end(await node.begin(neighbours=1))
+        over.set()
+        await looked_again(store)
+        untouched(node, ended)
 
 
 # --- who it is ---
