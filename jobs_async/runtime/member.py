@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -141,7 +142,11 @@ class Member:
 
         def noticed(seconds: float, stack: tuple[str, ...]) -> str:
             blocker = self._blocker(loop)
-            self._herald.tell_urgently(lambda at: LoopStalled(seconds=seconds, blocker=blocker, stack=stack, at=at))
+            stalled = LoopStalled(seconds=seconds, blocker=blocker, stack=stack, at=self._herald.now())
+            tell = threading.Thread(  # of its own: a handler that takes its time must not cost the lease
+                target=self._herald.tell_urgently, args=(lambda _: stalled,), name="jobs_async alarm", daemon=True
+            )
+            tell.start()
             return blocker
 
         def over(seconds: float, stack: tuple[str, ...], blocker: str) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from jobs_async.core.errors import StoreError
+from jobs_async.core.errors import StoreError, StoreTimeout
 from jobs_async.core.events import StoreFailing, StoreRecovered
+from jobs_async.runtime.patience import STORE_SECONDS
 
 if TYPE_CHECKING:
     from jobs_async.runtime.herald import Herald
@@ -32,8 +33,9 @@ class Outage:
         if what not in self._failing:
             trace = None if isinstance(error, (StoreError, OSError)) else error  # neither looks like a bug
             logger.warning("%s failed (%s: %s); trying again", what, type(error).__name__, error, exc_info=trace)
-        self._failing.setdefault(what, now)
-        self._since = now if self._since is None else self._since
+        since = now - STORE_SECONDS if isinstance(error, StoreTimeout) else now
+        self._failing.setdefault(what, since)
+        self._since = since if self._since is None else self._since
         if not self._is_told and now - self._failing[what] >= TOLD_AFTER:
             self._is_told = True
             text = f"{what}: {error}" if isinstance(error, StoreError) else f"{what}: {type(error).__name__}"

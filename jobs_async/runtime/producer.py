@@ -186,7 +186,7 @@ class Producer:
             return
         async with self._opening:
             if not self.store.is_open:
-                await self.store.open()
+                await in_time(self.store.open())
                 self._opened_by_us = True
 
     async def _close_store(self) -> None:

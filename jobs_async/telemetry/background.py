@@ -68,10 +68,10 @@ class QueueHandler:
             if self._draining:
                 self._news.notify()
                 return
+            self._draining = True
         self._start(loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._draining = True
         if loop is None:
             threading.Thread(target=self._drain, name="jobs_async events", daemon=True).start()
         else:
@@ -81,6 +81,7 @@ class QueueHandler:
         """Wait until every event has been passed on."""
         while self.waiting:
             if not self._draining and not self.any_thread:
+                self._draining = True
                 self._start(asyncio.get_running_loop())
             await asyncio.sleep(LOOK_AGAIN)
 
