@@ -1,4 +1,4 @@
-"""Background jobs for asyncio: `await enqueue` in the app, a Supervisor beside the server, three stores, one API."""
+"""Background jobs for asyncio: `await enqueue` in the app, a Supervisor beside the server, one API over all stores."""
 
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any

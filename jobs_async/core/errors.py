@@ -98,7 +98,7 @@ class TelemetryError(JobsError, RuntimeError):
 
 
 class StoreError(JobsError):
-    """A store could not do what was asked; nothing of the call was written."""
+    """A store could not do what was asked. Nothing of the call was written, unless the error says otherwise."""
 
 
 class StoreFull(StoreError):

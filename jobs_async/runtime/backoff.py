@@ -22,6 +22,7 @@ logger = logging.getLogger("jobs_async")
 async def retry_delay(worker: WorkerDef, index: int, host: Host) -> float:
     """Seconds until the retry of this index, from 0, as the worker's strategy says; where it fails, the default one."""
     rng, now = host.rng, host.clock.now().timestamp()
+    task = asyncio.current_task()
     try:
         answer = retry.ask(worker.retry_strategy, index, rng, now)
         if not isinstance(answer, (int, float, timedelta)):
@@ -29,5 +30,12 @@ async def retry_delay(worker: WorkerDef, index: int, host: Host) -> float:
                 answer = await answer
         return retry.bounded(answer)
     except BaseException:
+        if task is not None and task.cancelling():
+            raise
         logger.warning("the retry strategy of %s failed; using the default", worker.name, exc_info=True)
-        return retry.DEFAULT_STRATEGY.delay(index, rng, now)
+        return default_delay(index, host)
+
+
+def default_delay(index: int, host: Host) -> float:
+    """What the default strategy says."""
+    return retry.DEFAULT_STRATEGY.delay(index, host.rng, host.clock.now().timestamp())

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 CANCEL_GRACE = 3.0
 """Seconds a handler has, once cancelled, to clean up."""
-FLUSH_GRACE = 1.3
-"""Seconds the last settlements have."""
-FAREWELL_GRACE = 0.5
-"""Seconds the store has to take note that this node is gone."""
+FLUSH_GRACE = 1.2
+"""Seconds the loops, the last settlements and telemetry have in all."""
+CLEAR_GRACE, FAREWELL_GRACE = 0.25, 0.5
+"""Seconds the store has to say what of ours is still claimed, and to take note that we are gone."""
 TELLING_GRACE = 1.0
 """Seconds telemetry has in all, once no handler runs any more."""
 
@@ -167,6 +167,8 @@ class Engine:
         finally:
             self._ended = True
             self.report = self._take_stock()
+            for run in self.crew.runs():  # where a stranger has cancelled even us
+                run.stop(Cause.STOP)
             for task in (asked, settling, *loops):
                 task.cancel()
             for runner in self.crew.runners.values():
@@ -232,17 +234,15 @@ class Engine:
                 await asyncio.wait({settling})
                 await self._herald.close()
         report = self._take_stock()
-        if not report.is_clean:
-            logger.warning(
-                "stopped while jobs %s still ran, and jobs %s could not be settled; others will rescue them",
-                list(report.still_running),
-                list(report.unsettled),
-            )
-        elif runners:
-            with suppress(Exception):
-                async with asyncio.timeout(FAREWELL_GRACE):
-                    await self._janitor.clear_out()
-                    await self._member.leave()
+        if report.still_running:
+            logger.warning("stopped while jobs %s still run; their lease will run out", list(report.still_running))
+        if report.unsettled:
+            logger.warning("stopped before the outcome of jobs %s was stored", list(report.unsettled))
+        if runners and report.is_clean:
+            for farewell, seconds in ((self._janitor.clear_out, CLEAR_GRACE), (self._member.leave, FAREWELL_GRACE)):
+                with suppress(Exception):
+                    async with asyncio.timeout(seconds):
+                        await farewell()
 
     def _take_stock(self) -> ShutdownReport:
         left = list(self.crew.runs())

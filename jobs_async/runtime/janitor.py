@@ -11,9 +11,8 @@ from jobs_async.core.events import outcome_event
 from jobs_async.core.job import JobState
 from jobs_async.core.lifecycle import decide
 from jobs_async.core.outcome import Interrupted, Lost
-from jobs_async.core.retry import DEFAULT_STRATEGY
 from jobs_async.core.store import MAX_PAGE, JobQuery
-from jobs_async.runtime.backoff import retry_delay
+from jobs_async.runtime.backoff import default_delay, retry_delay
 from jobs_async.runtime.patience import STORE_SECONDS, in_time
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Janitor:
             return 0.0
         worker, retry, apart = self._workers.get(job.worker), job.rescues - 1, APART * (place % MAX_APART)
         if worker is None:
-            return apart + DEFAULT_STRATEGY.delay(retry, self._host.rng, self._host.clock.now().timestamp())
+            return apart + default_delay(retry, self._host)
         return apart + await retry_delay(worker, retry, self._host)
 
     async def clear_out(self) -> None:
@@ -94,10 +93,20 @@ class Janitor:
 
     async def _hand_back_strays(self, patience: float = STORE_SECONDS) -> None:
         """Free what the store says we run and we do not: claims whose answer can no longer arrive."""
-        query = JobQuery(states=[JobState.executing], node=self._node(), newest_first=False, limit=MAX_PAGE)
-        claimed = await in_time(self._host.store.select(query))
-        known = {(run.job.id, run.job.claim) for run in self._crew.runs()}
-        strays = {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
+        strays: dict[tuple[int, int], Job[Any]] = {}
+        after = None
+        while claimed := await in_time(
+            self._host.store.select(
+                JobQuery(
+                    states=[JobState.executing], node=self._node(), newest_first=False, after=after, limit=MAX_PAGE
+                )
+            )
+        ):
+            after = claimed[-1].id
+            known = {(run.job.id, run.job.claim) for run in self._crew.runs()}
+            strays |= {(job.id, job.claim): job for job in claimed if (job.id, job.claim) not in known}
+            if len(claimed) < MAX_PAGE:
+                break
         now = asyncio.get_running_loop().time()
         self._strays = {key: self._strays.get(key, now) for key in strays}
         lost = [decide(job, Interrupted()) for key, job in strays.items() if now - self._strays[key] >= patience]

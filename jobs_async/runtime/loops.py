@@ -59,13 +59,14 @@ async def every(
     failures = 0
     while not ended():
         bell.silence()
+        began = asyncio.get_running_loop().time()
         try:
             await do()
             failures = 0
             outage.worked(name)
         except Exception as error:
             failures += 1
-            outage.failed(name, error)
+            outage.failed(name, error, began)
         pause = seconds if not failures else min(seconds, 0.05 * 2 ** min(failures, 10), MAX_PAUSE)
         if not ended():
             await bell.wait(pause * rng.uniform(0.9, 1.0))

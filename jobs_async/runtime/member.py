@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -70,11 +69,11 @@ class Member:
         try:
             await in_time(self._store.beat(self._node(), self._lease, join=True))
             self._crew.heed(await in_time(self._store.queues()))
+            if self._max_stall is not None:
+                self._watchdog = self._watch(self._max_stall)
         except BaseException:
             await to_the_end(self._call_off())
             raise
-        if self._max_stall is not None:
-            self._watchdog = self._watch(self._max_stall)
 
     async def _call_off(self) -> None:
         """Whether or not the store has taken note of us, it shall not believe that we live."""
@@ -142,11 +141,7 @@ class Member:
 
         def noticed(seconds: float, stack: tuple[str, ...]) -> str:
             blocker = self._blocker(loop)
-            stalled = LoopStalled(seconds=seconds, blocker=blocker, stack=stack, at=self._herald.now())
-            tell = threading.Thread(  # of its own: a handler that takes its time must not cost the lease
-                target=self._herald.tell_urgently, args=(lambda _: stalled,), name="jobs_async alarm", daemon=True
-            )
-            tell.start()
+            self._herald.tell_urgently(lambda at: LoopStalled(seconds=seconds, blocker=blocker, stack=stack, at=at))
             return blocker
 
         def over(seconds: float, stack: tuple[str, ...], blocker: str) -> None:
@@ -155,7 +150,7 @@ class Member:
 
         watchdog = Watchdog(
             node=lambda: self._id,
-            lifeline=self._store.lifeline(),
+            lifeline=lifeline() if (lifeline := getattr(self._store, "lifeline", None)) else None,
             heartbeat=self._heartbeat,
             lease=self._lease,
             max_stall=max_stall,

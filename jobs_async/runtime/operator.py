@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jobs_async.core.limits import Seconds
 
 R = TypeVar("R")
+LIMIT = "the limit of a queue (to run none, pause it)"
 
 
 class Operator(Producer):
@@ -35,14 +36,14 @@ class Operator(Producer):
 
     # --- looking ---
 
-    async def get(self, job_id: int) -> Job[Any]:
+    async def get(self, job: Job[Any] | int, /) -> Job[Any]:
         """Read one job, its result turned back into what its worker returns where that worker is known.
 
         Raises:
             JobNotFound: there is none of this id.
         """
         await self._ensure_open()
-        return self._typed(await in_time(self.store.get(job_id)))
+        return self._typed(await in_time(self.store.get(_id(job))))
 
     async def find(self, query: JobQuery | None = None) -> Sequence[Job[Any]]:
         """Read a page of jobs, newest first by default; go on with `after=` the last id."""
@@ -69,7 +70,7 @@ class Operator(Producer):
             StoreClosed: this Supervisor was stopped meanwhile.
         """
         seconds = None if timeout is None else limits.seconds(timeout, "timeout")
-        job_id = limits.integer(job.id if isinstance(job, Job) else job, "a job's id", 0, 2**63 - 1)
+        job_id = _id(job)
         await self._ensure_open()
         try:
             return self._typed(await self._waiters.wait(job_id, seconds))
@@ -101,14 +102,14 @@ class Operator(Producer):
 
     # --- changing ---
 
-    async def cancel(self, job_id: int) -> Job[Any]:
+    async def cancel(self, job: Job[Any] | int, /) -> Job[Any]:
         """End a waiting job at once; ask a running one to end, and cut it after 5 seconds.
 
         Raises:
             JobNotFound: there is none of this id.
             IllegalTransition: it has ended already.
         """
-        return await self._change(job_id, cancel, self._cancelled)
+        return await self._change(_id(job), cancel, self._cancelled)
 
     async def _cancelled(self, job: Job[Any]) -> None:
         if job.state is JobState.cancelled:
@@ -117,7 +118,7 @@ class Operator(Producer):
         elif self._engine is not None:
             self._engine.crew.cancel(job.id)
 
-    async def retry(self, job_id: int) -> Job[Any]:
+    async def retry(self, job: Job[Any] | int, /) -> Job[Any]:
         """Make an ended job, or one that waits for its time, available now; an ended one gets all its attempts anew.
 
         Raises:
@@ -125,13 +126,13 @@ class Operator(Producer):
             IllegalTransition: it is available or running already.
             UniqueConflict: a live job holds its unique key.
         """
-        return await self._change(job_id, rerun, self._waits)
+        return await self._change(_id(job), rerun, self._waits)
 
     async def _waits(self, job: Job[Any]) -> None:
         if self._engine is not None:
             self._engine.crew.nudge(job.queue)
 
-    async def edit(self, job_id: int, *, args: object = UNSET, **options: Unpack[EditOptions]) -> Job[Any]:
+    async def edit(self, job: Job[Any] | int, /, *, args: object = UNSET, **options: Unpack[EditOptions]) -> Job[Any]:
         """Change a job that waits: its arguments, priority, queue, number of attempts, or when it is due.
 
         `args` are what the job stores, for a function worker its parameters by name. `delay=0` makes it due now. What
@@ -151,21 +152,22 @@ class Operator(Producer):
         delay = opts.pop("delay", None)
         draft = None if args is UNSET else Draft[Any]("edited", args)
 
-        def change(job: Job[Any]) -> Transition:
-            worker = self._workers.get(job.worker)
+        def change(row: Job[Any]) -> Transition:
+            worker = self._workers.get(row.worker)
             if draft is not None and worker is not None:
                 check(worker, draft)
-            return edit(job, Patch(args_json=UNSET if draft is None else draft.args_json, **opts), delay)
+            return edit(row, Patch(args_json=UNSET if draft is None else draft.args_json, **opts), delay)
 
-        return await self._change(job_id, change, self._waits)
+        return await self._change(_id(job), change, self._waits)
 
-    async def delete(self, job_id: int) -> None:
+    async def delete(self, job: Job[Any] | int, /) -> None:
         """Remove a job that is not executing.
 
         Raises:
             JobNotFound: there is none of this id.
             IllegalTransition: it is executing; cancel it first.
         """
+        job_id = _id(job)
         await self._ensure_open()
         if not await in_time(self.store.delete([job_id])):
             await in_time(self.store.get(job_id))
@@ -201,7 +203,7 @@ class Operator(Producer):
         """Run at most so many jobs of a queue at once, on each node, across restarts; lowering it lets running ones
         finish. None takes it back: each node runs as many as it was started with.
         """
-        await self._say(queue, None, limit=0 if limit is None else limits.integer(limit, "limit", 1))
+        await self._say(queue, None, limit=0 if limit is None else limits.integer(limit, LIMIT, 1))
 
     async def _say(
         self, queue: str, event: type[QueueEvent] | None, *, paused: bool | None = None, limit: int | None = None
@@ -220,3 +222,7 @@ class Operator(Producer):
                 await self._herald.tell(lambda at: [] if event is None else [event(queue=queue, at=at)])
 
         await finish_anyway(say())
+
+
+def _id(job: Job[Any] | int) -> int:
+    return limits.integer(job.id if isinstance(job, Job) else job, "a job's id", 0, 2**63 - 1)

@@ -6,9 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from jobs_async.core.errors import StoreError, StoreTimeout
+from jobs_async.core.errors import StoreError
 from jobs_async.core.events import StoreFailing, StoreRecovered
-from jobs_async.runtime.patience import STORE_SECONDS
 
 if TYPE_CHECKING:
     from jobs_async.runtime.herald import Herald
@@ -28,12 +27,12 @@ class Outage:
         self._since: float | None = None
         self._is_told = False
 
-    def failed(self, what: str, error: Exception) -> None:
+    def failed(self, what: str, error: Exception, since: float) -> None:
+        """Something failed that was asked at `since`, in the time of the loop."""
         now = asyncio.get_running_loop().time()
         if what not in self._failing:
             trace = None if isinstance(error, (StoreError, OSError)) else error  # neither looks like a bug
             logger.warning("%s failed (%s: %s); trying again", what, type(error).__name__, error, exc_info=trace)
-        since = now - STORE_SECONDS if isinstance(error, StoreTimeout) else now
         self._failing.setdefault(what, since)
         self._since = since if self._since is None else self._since
         if not self._is_told and now - self._failing[what] >= TOLD_AFTER:

@@ -20,6 +20,7 @@ from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.urls import store_from_url
 from jobs_async.tasks import finish_anyway
+from jobs_async.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from jobs_async.core.options import EnqueueOptions
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.engine import Engine
-    from jobs_async.telemetry import Telemetry
 
 R = TypeVar("R")
 MAX_BATCH = 10_000
@@ -53,6 +53,10 @@ class Producer:
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
+        if telemetry is not None and not isinstance(telemetry, Telemetry):
+            raise OptionError(
+                f"telemetry must be a Telemetry, not {limits.type_name(telemetry)}; attach handlers to one"
+            )
         self.store = store_from_url(store) if isinstance(store, str) else validate_store(store)
         self.telemetry = telemetry
         self.clock: Clock = clock or SystemClock()

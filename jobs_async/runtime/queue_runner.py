@@ -104,13 +104,14 @@ class QueueRunner:
             if not free:
                 await self._bell.wait()
                 continue
+            began = asyncio.get_running_loop().time()
             try:
                 fetched = await in_time(self._host.store.fetch(self.name, free, node=self._node()))
                 failures = 0
                 self._outage.worked(self._claiming)
             except Exception as error:
                 failures += 1
-                self._outage.failed(self._claiming, error)
+                self._outage.failed(self._claiming, error, began)
                 await self._bell.wait(min(0.05 * 2 ** min(failures, 10), MAX_PAUSE))
                 continue
             await self._start(fetched.jobs)

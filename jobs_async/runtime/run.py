@@ -34,7 +34,7 @@ from jobs_async.core.outcome import (
     Snoozed,
 )
 from jobs_async.core.store import JobQuery
-from jobs_async.runtime.backoff import retry_delay
+from jobs_async.runtime.backoff import default_delay, retry_delay
 from jobs_async.runtime.failures import failure_of, safe
 from jobs_async.runtime.patience import in_time
 
@@ -177,6 +177,7 @@ class Run:
         """A task cancelled before its first step never runs a line of its own; harmless for every other."""
         if self.outcome is None and self.task is not None and self.task.done():
             self.outcome = self._judge(asyncio.CancelledError())
+            self.retry_in = default_delay(max(0, self.job.attempt - 1), self.host)
             self._done(self)
 
     def warn(self, cause: Cause) -> None:
@@ -216,6 +217,8 @@ class Run:
         except BaseException as error:  # cancelled meanwhile, or text that cannot be read
             if self.outcome is None:
                 self.outcome = Failed(failure_of(error))
+            if isinstance(self.outcome, Failed):
+                self.retry_in = default_delay(max(0, self.job.attempt - 1), self.host)
         raised = None  # its traceback holds this frame
         self.duration = self._loop.time() - self._began_at
         self._done(self)

@@ -117,6 +117,7 @@ class Settler:
         """
         pause, tries = FIRST_PAUSE, 0
         while True:
+            began = asyncio.get_running_loop().time()
             try:
                 applied = await in_time(self._store.apply(steps))
                 self._outage.worked(SETTLING)
@@ -125,7 +126,7 @@ class Settler:
                 tries += 1
                 refused = isinstance(error, REFUSALS)
                 if not refused:
-                    self._outage.failed(SETTLING, error)
+                    self._outage.failed(SETTLING, error, began)
                 if len(steps) > 1 and (refused or tries == TRIES_TOGETHER):
                     return [job for step in steps for job in await self.write([step])]
                 if refused:
@@ -143,12 +144,13 @@ class Settler:
     async def _insist(self, ask: Callable[[], Any]) -> Any:
         pause = FIRST_PAUSE
         while True:
+            began = asyncio.get_running_loop().time()
             try:
                 answer = await in_time(ask())
                 self._outage.worked(READING)
                 return answer
             except Exception as error:
-                self._outage.failed(READING, error)
+                self._outage.failed(READING, error, began)
             await asyncio.sleep(self._rng.uniform(0, pause))
             pause = min(pause * 2, MAX_PAUSE)
 

@@ -13,6 +13,7 @@ import logging
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,11 @@ class Watchdog:
         self._turned_at = self._beaten_at = stopwatch()
         self._asked = False
         self._stall: tuple[float, tuple[str, ...], str] | None = None
+        self._reported = 0.0
+        self._loop_beaten_at = self._beaten_at
         self._gave_up = False
         self._renew_at = 0.0
+        self._is_told = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="jobs_async watchdog", daemon=True)
 
@@ -79,7 +83,7 @@ class Watchdog:
         self._ended.set()
 
     def beaten(self) -> None:
-        self._beaten_at = stopwatch()
+        self._beaten_at = self._loop_beaten_at = stopwatch()
 
     def _turned(self) -> None:
         """In the loop: it is alive."""
@@ -99,8 +103,8 @@ class Watchdog:
                 now = stopwatch()
                 self._look(now, stood_still=now - slept_at > self._tick + STALL)
                 slept_at = stopwatch()
-        except RuntimeError:
-            pass  # the loop was closed under our feet
+        except _LoopClosedError:
+            pass
         except Exception:
             logger.critical("the watchdog ended on a bug of its own", exc_info=True)
         finally:
@@ -110,16 +114,22 @@ class Watchdog:
     def _look(self, now: float, *, stood_still: bool) -> None:
         if not self._asked:
             self._asked = True
-            self._loop.call_soon_threadsafe(self._turned)
+            try:
+                self._loop.call_soon_threadsafe(self._turned)
+            except RuntimeError:
+                raise _LoopClosedError from None
         since = self._turned_at
         stalled_for = now - since
         if stood_still:
-            logger.warning("the whole process stood still: suspended, or in C code that does not release the GIL")
-        elif stalled_for >= STALL and self._stall is None:
-            self._report(since, stalled_for)
+            _aside(
+                logger.warning, "the whole process stood still: suspended, or in C code that does not release the GIL"
+            )
+        elif stalled_for >= STALL and self._reported != since:
+            self._reported = since
+            _aside(self._report, since, stalled_for)
         overdue = now - self._beaten_at > self._heartbeat * OVERDUE
         if overdue and now >= self._renew_at and self._lifeline is not None:
-            self._renew(self._lifeline, now, stalled_for)
+            self._renew(self._lifeline, now)
 
     def _report(self, since: float, seconds: float) -> None:
         frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # how one thread looks at another
@@ -128,26 +138,41 @@ class Watchdog:
             return
         stack = _inside(traceback.extract_stack(frame))
         calls = tuple(f"{PurePath(call.filename).name}:{call.lineno}:{call.name}" for call in stack[-MAX_CALLS:])
-        text = "".join(traceback.format_list(stack))
+        text = "".join(traceback.format_list(stack)).rstrip()
         blocker = self._noticed(seconds, calls)
         self._stall = since, calls, blocker
         logger.warning("the event loop has not turned for %.1f s, held up by %s, here:\n%s", seconds, blocker, text)
 
-    def _renew(self, lifeline: Lifeline, now: float, stalled_for: float) -> None:
-        if stalled_for > self._max_stall:
+    def _renew(self, lifeline: Lifeline, now: float) -> None:
+        silent_for = now - self._loop_beaten_at
+        if silent_for > self._max_stall:
             if not self._gave_up:
                 self._gave_up = True
-                logger.error("the event loop has not turned for %.0f s; the lease is given up", stalled_for)
+                _aside(logger.error, "the event loop has not beaten for %.0f s; the lease is given up", silent_for)
             return
         self._renew_at = now + self._heartbeat / 2
         try:
             if lifeline.renew(self._node(), self._lease):
                 self._beaten_at = now
+                self._is_told = False
         except Exception as error:
-            logger.warning("the lease could not be renewed while the event loop is late (%s)", error)
+            if not self._is_told:
+                self._is_told = True
+                _aside(logger.warning, "a beat is late, and the watchdog cannot renew the lease either (%s)", error)
+
+
+class _LoopClosedError(Exception):
+    """There is nothing to watch any longer."""
+
+
+def _aside(do: Callable[..., object], *args: object) -> None:
+    """In a thread of its own: whoever writes or listens to this may block, and that must not cost the lease."""
+    with suppress(RuntimeError):  # no thread is to be had
+        threading.Thread(target=do, args=args, name="jobs_async alarm", daemon=True).start()
 
 
 def _inside(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
-    """The calls since the event loop gave way, innermost last: how it came to that says nothing."""
+    """The calls since the event loop gave way, innermost last, without our own: how it came to them says nothing."""
     turns = [index for index, call in enumerate(stack) if call.filename.endswith("asyncio/events.py")]
-    return stack[turns[-1] + 1 :] if turns else stack
+    inside = stack[turns[-1] + 1 :] if turns else list(stack)
+    return [call for call in inside if "jobs_async/runtime" not in call.filename] or inside

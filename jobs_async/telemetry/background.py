@@ -10,7 +10,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from jobs_async.clock import stopwatch
-from jobs_async.telemetry.breaker import Breaker
+from jobs_async.core import limits
+from jobs_async.core.errors import OptionError
+from jobs_async.telemetry.breaker import REST, Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,11 +36,16 @@ class QueueHandler:
 
     A Supervisor that stops waits for it, within a second. Elsewhere, `await handler.flush()` does; a process that just
     ends takes what is waiting with it.
+
+    Raises:
+        OptionError: the sink is not callable, or the capacity is no number from 1 on.
     """
 
     def __init__(self, sink: Callable[[Event], Awaitable[object] | object], capacity: int = 1000) -> None:
+        if not callable(sink):
+            raise OptionError(f"a sink must be callable with an event, not {limits.type_name(sink)}")
         self._sink = sink
-        self._capacity = max(1, capacity)
+        self._capacity = limits.integer(capacity, "capacity", 1)
         self._events: deque[Event] = deque()
         self._news = threading.Condition()
         self._draining = False
@@ -73,7 +80,10 @@ class QueueHandler:
 
     def _start(self, loop: asyncio.AbstractEventLoop | None) -> None:
         if loop is None:
-            threading.Thread(target=self._drain, name="jobs_async events", daemon=True).start()
+            try:
+                threading.Thread(target=self._drain, name="jobs_async events", daemon=True).start()
+            except RuntimeError:  # no thread is to be had now; the next event tries again
+                self._draining = False
         else:
             self._task = loop.create_task(self._drain_async(), name="jobs_async events")
 
@@ -114,8 +124,8 @@ class QueueHandler:
                 if inspect.iscoroutine(answer):
                     answer.close()
                     raise TypeError("a plain function returned a coroutine; give the async function itself")
-            except BaseException:
-                self._failed(event)
+            except BaseException as error:
+                self._failed(event, error)
             else:
                 self._breaker.worked()
             self._busy = False
@@ -134,16 +144,16 @@ class QueueHandler:
                     task = asyncio.current_task()
                     if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
                         raise
-                    self._failed(event)
+                    self._failed(event, error)
                 else:
                     self._breaker.worked()
                 self._busy = False
         finally:
             self._draining = self._busy = False
 
-    def _failed(self, event: Event) -> None:
-        rests = self._breaker.failed(stopwatch())
-        logger.error("%r failed on %s%s", self._sink, event.type, "; it rests for a minute" if rests else "")
+    def _failed(self, event: Event, error: BaseException) -> None:
+        rests = f"; it rests for {REST:g} seconds" if self._breaker.failed(stopwatch()) else ""
+        logger.error("telemetry sink %r failed on %s%s", self._sink, event.type, rests, exc_info=error)
 
 
 def _is_async(sink: object) -> bool:

@@ -89,6 +89,8 @@ _LEVELS: dict[type[Event], int] = {
 def describe(event: Event) -> str:
     """An event in one line, without arguments or keys: for logs and activity views."""
     what = event.type.partition("_")[2]
+    if not isinstance(event, JobEvent | QueueEvent):
+        what = event.type.replace("_", " ")
     match event:
         case JobEvent(job=job):
             return f"{what}: {job.worker} #{job.id} {_about_job(event)}"
@@ -102,9 +104,9 @@ def describe(event: Event) -> str:
         case StoreRecovered():
             return f"{what}: the store works again after {event.seconds:.1f} s"
         case LeaseLost():
-            return f"{what}: the lease of node {event.node}, which goes on as {event.new_node}"
+            return f"{what}: node {event.node} goes on as {event.new_node}"
         case _:
-            return what or event.type
+            return what
 
 
 def _about_job(event: JobEvent) -> str:

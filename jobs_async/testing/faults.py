@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
-from jobs_async.core.errors import StoreBusy
-from jobs_async.core.store import MAX_PAGE, Store
+from jobs_async.core.errors import OptionError, StoreBusy
+from jobs_async.core.store import MAX_PAGE, PRIMITIVES, Store
 from jobs_async.tasks import finish_anyway
 
 if TYPE_CHECKING:
@@ -84,7 +84,16 @@ def odds(
     answers; one that is to `fail` does nothing and raises one of `errors`; one that is to `lose` its answer does what
     it was asked and raises; one that is to `hang` never answers, having done it or not. `only` names the primitives
     concerned.
+
+    Raises:
+        OptionError: these are no probabilities, or `only` names what is no primitive.
     """
+
+    if min(slow, fail, lose, hang) < 0 or slow + fail + lose + hang > 1:
+        raise OptionError("slow, fail, lose and hang are probabilities, and their sum is at most 1")
+    unknown = sorted(set(only or ()) - set(PRIMITIVES))
+    if unknown:
+        raise OptionError(f"{unknown[0]!r} is no primitive of a store; those are {', '.join(PRIMITIVES)}")
 
     def plan(_call: int, primitive: str) -> Fault | None:
         if only is not None and primitive not in only:

@@ -216,7 +216,7 @@ def test_a_sink_that_keeps_failing_rests_for_a_minute_and_what_comes_meanwhile_i
         assert called == told[:FAILURES]
         assert handler.dropped == 10 - FAILURES
         assert caplog.text.count("failed on queue_paused") == FAILURES
-        assert caplog.text.count("rests for a minute") == 1
+        assert caplog.text.count("rests for 60 seconds") == 1
         time = REST - 1
         await tell(told[10:11])
         assert called == told[:FAILURES]
@@ -597,7 +597,7 @@ def test_an_event_of_ones_own_has_a_line_too() -> None:
     class Nameless(Event, frozen=True):
         pass
 
-    assert describe(Deployed(at=BEGINNING)) == "deployed"
+    assert describe(Deployed(at=BEGINNING)) == "app deployed"
     assert describe(Nameless(at=BEGINNING)) == "event"
 
 

@@ -20,7 +20,7 @@ WISHES = {"cancel": 5, "retry": 4, "delete": 2, "edit": 3, "pause": 1, "resume":
 async def caller(world: World) -> None:
     """Enqueues: inside some process, or behind the back of all."""
     while not world.is_calm:
-        await world.rest(1, 7)
+        await world.rest(0.5, 7)
         process = world.rng.choice([None, *world.living()])
         tags = [world.tag() for _ in range(world.rng.choice((1, 1, 1, 2)))]
         await enqueue(world, process, [draft(world, tag) for tag in tags], tags)

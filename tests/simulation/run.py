@@ -50,14 +50,16 @@ def fingerprint(ledger: Ledger) -> str:
 def _quiet(ledger: Ledger) -> Iterator[None]:
     """A log full of warnings is the weather; what is critical must not happen, save to the dead."""
     logger, alarm = logging.getLogger("jobs_async"), _Alarm(ledger)
-    before = logger.level, logger.propagate
-    logger.level, logger.propagate = logging.CRITICAL, False
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.CRITICAL)
+    logger.propagate = False
     logger.addHandler(alarm)
     try:
         yield
     finally:
         logger.removeHandler(alarm)
-        logger.level, logger.propagate = before
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class _Alarm(logging.Handler):

@@ -46,13 +46,6 @@ BREAKS: dict[str, tuple[Any, str, str, str, str]] = {
         "",
         "i3_each_run_has_a_claim_of_its_own",
     ),
-    "finished jobs that live again beside their successor": (
-        MemoryStore,
-        "apply",
-        "self._refuse_second_life(steps)",
-        "pass",
-        "i6_a_key_belongs_to_one_job",
-    ),
     "nobody who rescues": (
         Janitor,
         "sweep",
@@ -70,7 +63,7 @@ BREAKS: dict[str, tuple[Any, str, str, str, str]] = {
     "claims called back while their answer is on its way": (
         Janitor,
         "_hand_back_strays",
-        "now - self._strays[key] > STORE_SECONDS",
+        "now - self._strays[key] >= patience",
         "True",
         "i4_runs_overlap_only_where_the_first_was_lost",
     ),

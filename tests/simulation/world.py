@@ -20,7 +20,7 @@ from tests.simulation.ledger import PROCESS, Ledger, Witness, now
 from tests.simulation.people import caller, customer, enqueue, operator
 from tests.simulation.process import POLL, Process
 
-STORM = 36.0
+STORM = 30.0
 """Seconds in which anything goes wrong that can; after it, what is under way comes to its end."""
 SETTLED = 20.0
 """Seconds of calm after which nothing of the storm is under way, not even a call that comes late."""
@@ -148,7 +148,7 @@ class World:
         """What happens to one process, to its death or to the calm."""
         while not process.is_dead:
             await process.start()
-            await self.rest(3, 30)
+            await self.rest(3, 25)
             if self.is_calm:
                 return
             fate = self.draw(FATES)
@@ -162,7 +162,7 @@ class World:
                     await self.rest(0, 6)
                 case "cut off":
                     process.is_cut_off = True
-                    await self.rest(1, 40)
+                    await self.rest(1, 35)
                     process.is_cut_off = False
 
     # --- dice ---
