@@ -23,8 +23,8 @@ BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """Where a real loop would sleep until the next timer, this one sets its clock to it.
 
-    With an `rng`, what is ready runs in an order drawn anew in each turn of the loop: one of those in which tasks that
-    do not wait for each other may come. The same seed draws the same orders. Without, first come, first served.
+    With an `rng`, what is ready runs in an order drawn anew in each turn of the loop, and the same seed draws the same
+    orders. Without, first come, first served, as asyncio has it: code that counts on that may fail here alone.
     """
 
     _ready: deque[asyncio.Handle]  # asyncio's own, and nowhere else to be had
