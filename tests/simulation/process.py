@@ -93,20 +93,23 @@ class Process:
     def _plan(self, call: int, primitive: str) -> Fault | None:
         return Fault(error=ConnectionError) if self.is_cut_off else self._world.weather(call, primitive)
 
-    async def _hear(self, event: Event) -> None:
+    def _hear(self, event: Event) -> asyncio.Task[None] | None:
+        """Says what happened; sometimes it dawdles, or fails."""
         if self.is_dead:
-            return
+            return None
         self._ledger.facts[event.type] += 1
         self._ledger.say(f"{event.type} {event.job.id}" if isinstance(event, JobEvent) else event.type)
-        if not self._world.is_calm and (dice := self._world.rng.random()) < 0.06:
-            await asyncio.sleep(100 * dice)
-            if dice < 0.01:
-                raise ValueError("on purpose")
+        dice = 1.0 if self._world.is_calm else self._world.rng.random()
+        if dice < 0.01:
+            raise ValueError("on purpose")
+        return self.spawn(asyncio.sleep(100 * dice)) if dice < 0.06 else None
 
     async def _handle(self, args: Any, context: JobContext) -> Any:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.append(task)
+        if self.is_dead:
+            return None
         run = self._ledger.begin(context.job)
         end = "returned"
         try:
