@@ -46,7 +46,7 @@ class Cutter:
         """
         over = self._over = self.loop.create_future()
         task = self.task = self.loop.create_task(_end_of(answer), name="jobs_async telemetry handler")
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: _finish(over, answer))
         self._began = self.loop.time()
         if self._timer is None:
             self._timer = self.loop.call_later(HANDLER_SECONDS, self._strike)
@@ -64,10 +64,6 @@ class Cutter:
         if error is not None:
             raise error
 
-    def _ended(self, task: asyncio.Task[BaseException | None]) -> None:
-        if task is self.task and self._over is not None and not self._over.done():
-            self._over.set_result(None)
-
     def _strike(self) -> None:
         self._timer = None
         if self._over is None:
@@ -77,6 +73,14 @@ class Cutter:
             self._timer = self.loop.call_later(left, self._strike)
         elif not self._over.done():
             self._over.set_result(None)
+
+
+def _finish(over: asyncio.Future[None], answer: Awaitable[object]) -> None:
+    """A task that was cancelled before its first step leaves a coroutine that nobody has begun."""
+    if asyncio.iscoroutine(answer):
+        answer.close()
+    if not over.done():
+        over.set_result(None)
 
 
 async def _end_of(answer: Awaitable[object]) -> BaseException | None:

@@ -106,7 +106,7 @@ def test_a_thread_that_will_not_end_keeps_its_job_and_holds_up_nothing_else(file
             server.says("Application shutdown complete")
         assert file.live_nodes() == 1, "as long as its lease lasts, nobody else runs what the thread still runs"
         assert (file.job(deaf).state, file.job(long).state) == (JobState.executing, JobState.available)
-        server.says(rf"stopped while jobs \[{deaf}\] still ran")
+        server.says(rf"stopped while jobs \[{deaf}\] still run")
         file.path.with_name("enough").touch()
         assert server.end() == usual[signal.SIGTERM]
     assert file.job(deaf).state is JobState.executing, "what it did after the stop is not known here"
