@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a shell: what we start is not
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 Measured = Callable[[str, str, str], None]
 
