@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
 from msgspec import Struct
-from msgspec.structs import force_setattr
+from msgspec.structs import force_setattr, replace
 
 from jobs_async.core import limits
 from jobs_async.core.errors import JobNotFound, OptionError
@@ -328,8 +328,6 @@ async def rescue(store: Store, query: JobQuery, text: str, max_rescues: int = MA
 
 
 def _page(query: JobQuery, after: int | None) -> JobQuery:
-    from msgspec.structs import replace
-
     return replace(query, after=after, newest_first=False)
 
 

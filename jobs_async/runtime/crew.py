@@ -33,15 +33,15 @@ class Crew:
             runner.nudge()
 
     def cancel(self, job_id: int) -> None:
-        """Tell the run of a job to end as cancelled; cut it after a while if it does not."""
+        """Tell the run of a job to end as cancelled."""
         for run in self.runs():
             if run.job.id == job_id and run.cause is None:
-                self.revoke(run)
+                self.end(run, Cause.CANCELLED)
 
-    def revoke(self, run: Run) -> None:
-        """Tell one run so."""
-        run.warn(Cause.CANCELLED)
-        asyncio.get_running_loop().call_later(self._cancel_after, run.stop, Cause.CANCELLED)
+    def end(self, run: Run, cause: Cause) -> None:
+        """Tell one run that it is to end; cut it after a while if it does not."""
+        run.warn(cause)
+        asyncio.get_running_loop().call_later(self._cancel_after, run.stop, cause)
 
     def bury(self) -> None:
         """Settle the runs whose task a stranger cancelled before its first step: those never ran a line of ours."""

@@ -157,13 +157,12 @@ class Engine:
 
     async def _live(self) -> None:
         settling = self._spawn(self._settler.loop(), "settler")
-        loops = [self._spawn(runner.loop(), f"queue {name}") for name, runner in self.crew.runners.items()]
-        if self.crew.runners:
-            loops += self._upkeep()
+        claiming = [self._spawn(runner.loop(), f"queue {name}") for name, runner in self.crew.runners.items()]
+        loops = [*claiming, *self._upkeep()] if claiming else []
         asked = self._spawn(self._stop_asked.wait(), "stop request")
         try:
             await asyncio.wait({asked, settling, *loops}, return_when=asyncio.FIRST_COMPLETED)
-            await self._stop(settling, loops)
+            await self._stop(settling, claiming, loops)
         finally:
             self._ended = True
             self.report = self._take_stock()
@@ -211,18 +210,18 @@ class Engine:
         )
         return [self._spawn(heart, "heartbeat"), self._spawn(janitor, "janitor")]
 
-    async def _stop(self, settling: asyncio.Task[Any], loops: list[asyncio.Task[Any]]) -> None:
+    async def _stop(
+        self, settling: asyncio.Task[Any], claiming: list[asyncio.Task[Any]], loops: list[asyncio.Task[Any]]
+    ) -> None:
         """Claim no more, let finish, cancel, hand back, settle, leave. Each step has a deadline."""
         self._stop_asked.set()
-        runners = list(self.crew.runners.values())
-        for runner in runners:
+        for runner in self.crew.runners.values():
             runner.stop()
         self._rescuing.ring()
-        claims = loops[: len(runners)]
-        if not await self._all_settled(claims, self._settings.shutdown_timeout):
+        if not await self._all_settled(claiming, self._settings.shutdown_timeout):
             for run in self.crew.runs():
                 run.stop(Cause.STOP)
-            await self._all_settled(claims, CANCEL_GRACE)
+            await self._all_settled(claiming, CANCEL_GRACE)
         self._herald.hurry(TELLING_GRACE)
         self._leaving = True
         self._beating.ring()
@@ -238,7 +237,7 @@ class Engine:
             logger.warning("stopped while jobs %s still run; their lease will run out", list(report.still_running))
         if report.unsettled:
             logger.warning("stopped before the outcome of jobs %s was stored", list(report.unsettled))
-        if runners and report.is_clean:
+        if claiming and report.is_clean:
             for farewell, seconds in ((self._janitor.clear_out, CLEAR_GRACE), (self._member.leave, FAREWELL_GRACE)):
                 with suppress(Exception):
                     async with asyncio.timeout(seconds):
@@ -251,12 +250,12 @@ class Engine:
             tuple(run.job.id for run in left if not run.task or run.task.done()),
         )
 
-    async def _all_settled(self, claims: list[asyncio.Task[Any]], seconds: float) -> bool:
+    async def _all_settled(self, claiming: list[asyncio.Task[Any]], seconds: float) -> bool:
         """Wait until no claim is on its way, and every run has ended and been settled; whether that came in time."""
         try:
             async with asyncio.timeout(seconds):
-                if claims:
-                    await asyncio.wait(claims)
+                if claiming:
+                    await asyncio.wait(claiming)
                 self.crew.bury()
                 for runner in self.crew.runners.values():
                     await runner.idle.wait()

@@ -29,7 +29,8 @@ class Herald:
         self._telemetry = telemetry
         self._clock = clock
         self._left: float | None = None
-        self._open: dict[asyncio.Timeout, float] = {}
+        self._since = 0.0
+        self._open: dict[asyncio.Timeout, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._dropped = 0
 
@@ -70,10 +71,9 @@ class Herald:
     def hurry(self, seconds: float) -> None:
         """From now on all deliveries together may take so long; the first call counts."""
         if self._left is None:
-            self._left, now = seconds, asyncio.get_running_loop().time()
+            self._left, self._since = seconds, asyncio.get_running_loop().time()
             for timeout in self._open:
-                self._open[timeout] = now
-                timeout.reschedule(now + seconds)
+                timeout.reschedule(self._since + seconds)
 
     async def close(self) -> None:
         """Let what was told soon, and what handlers hold back, come through in the time that is left."""
@@ -86,17 +86,19 @@ class Herald:
 
     async def _in_time(self, delivery: Coroutine[Any, Any, None], untold: Collection[Event]) -> None:
         loop = asyncio.get_running_loop()
-        timeout = asyncio.timeout(self._left)
-        self._open[timeout] = loop.time()
+        if not self._open:
+            self._since = loop.time()
+        timeout = asyncio.timeout_at(None if self._left is None else self._since + self._left)
+        self._open[timeout] = None
         try:
             async with timeout:
                 await delivery
         except TimeoutError:
             self._dropped += len(untold)
         finally:
-            took = loop.time() - self._open.pop(timeout)
-            if self._left is not None:
-                self._left = max(0.0, self._left - took)
+            del self._open[timeout]
+            if self._left is not None and not self._open:
+                self._left = max(0.0, self._left - (loop.time() - self._since))
 
 
 def _one_by_one(events: deque[Event]) -> Iterator[Event]:

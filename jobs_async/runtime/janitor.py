@@ -67,7 +67,8 @@ class Janitor:
             self._host.store.select(JobQuery(orphaned=True, newest_first=False, after=after, limit=MAX_PAGE))
         ):
             after = jobs[-1].id
-            steps = [decide(job, self._lost, await self._delay(job, place)) for place, job in enumerate(jobs)]
+            delays = await asyncio.gather(*(self._delay(job, place) for place, job in enumerate(jobs)))
+            steps = [decide(job, self._lost, delay) for job, delay in zip(jobs, delays, strict=True)]
             freed = zip(steps, await in_time(self._host.store.apply(steps)), strict=True)
             done = [(step, job) for step, job in freed if job is not None]
             await self._herald.tell(partial(_freed, done))

@@ -91,7 +91,7 @@ class Member:
         for job_id in beat.cancel:
             self._crew.cancel(job_id)
         self._crew.bury()
-        await self._revoke_what_is_taken()
+        await self._end_what_is_taken()
         self._crew.heed(await in_time(self._store.queues()))
 
     async def leave(self) -> None:
@@ -123,7 +123,7 @@ class Member:
         self._id = new
         self._herald.tell_soon(lambda at: LeaseLost(node=old, new_node=new, at=at))
 
-    async def _revoke_what_is_taken(self) -> None:
+    async def _end_what_is_taken(self) -> None:
         """Tell handlers whose job is no longer theirs: its unique key taken over, rescued by a tool, deleted."""
         runs = [run for run in self._crew.runs() if run.outcome is None and run.cause is None]
         for start in range(0, len(runs), MAX_PAGE):
@@ -132,7 +132,7 @@ class Member:
             held = {(job.id, job.claim) for job in rows if job.state is JobState.executing}
             for run in page:
                 if (run.job.id, run.job.claim) not in held and run.outcome is None:
-                    self._crew.revoke(run)
+                    self._crew.end(run, Cause.TAKEN)
 
     # --- while the event loop is blocked ---
 

@@ -36,14 +36,14 @@ class Operator(Producer):
 
     # --- looking ---
 
-    async def get(self, job: Job[Any] | int, /) -> Job[Any]:
+    async def get(self, job_id: Job[Any] | int) -> Job[Any]:
         """Read one job, its result turned back into what its worker returns where that worker is known.
 
         Raises:
             JobNotFound: there is none of this id.
         """
         await self._ensure_open()
-        return self._typed(await in_time(self.store.get(_id(job))))
+        return self._typed(await in_time(self.store.get(_id(job_id))))
 
     async def find(self, query: JobQuery | None = None) -> Sequence[Job[Any]]:
         """Read a page of jobs, newest first by default; go on with `after=` the last id."""
@@ -102,14 +102,14 @@ class Operator(Producer):
 
     # --- changing ---
 
-    async def cancel(self, job: Job[Any] | int, /) -> Job[Any]:
+    async def cancel(self, job_id: Job[Any] | int) -> Job[Any]:
         """End a waiting job at once; ask a running one to end, and cut it after 5 seconds.
 
         Raises:
             JobNotFound: there is none of this id.
             IllegalTransition: it has ended already.
         """
-        return await self._change(_id(job), cancel, self._cancelled)
+        return await self._change(_id(job_id), cancel, self._cancelled)
 
     async def _cancelled(self, job: Job[Any]) -> None:
         if job.state is JobState.cancelled:
@@ -118,7 +118,7 @@ class Operator(Producer):
         elif self._engine is not None:
             self._engine.crew.cancel(job.id)
 
-    async def retry(self, job: Job[Any] | int, /) -> Job[Any]:
+    async def retry(self, job_id: Job[Any] | int) -> Job[Any]:
         """Make an ended job, or one that waits for its time, available now; an ended one gets all its attempts anew.
 
         Raises:
@@ -126,13 +126,13 @@ class Operator(Producer):
             IllegalTransition: it is available or running already.
             UniqueConflict: a live job holds its unique key.
         """
-        return await self._change(_id(job), rerun, self._waits)
+        return await self._change(_id(job_id), rerun, self._waits)
 
     async def _waits(self, job: Job[Any]) -> None:
         if self._engine is not None:
             self._engine.crew.nudge(job.queue)
 
-    async def edit(self, job: Job[Any] | int, /, *, args: object = UNSET, **options: Unpack[EditOptions]) -> Job[Any]:
+    async def edit(self, job_id: Job[Any] | int, *, args: object = UNSET, **options: Unpack[EditOptions]) -> Job[Any]:
         """Change a job that waits: its arguments, priority, queue, number of attempts, or when it is due.
 
         `args` are what the job stores, for a function worker its parameters by name. `delay=0` makes it due now. What
@@ -158,16 +158,16 @@ class Operator(Producer):
                 check(worker, draft)
             return edit(row, Patch(args_json=UNSET if draft is None else draft.args_json, **opts), delay)
 
-        return await self._change(_id(job), change, self._waits)
+        return await self._change(_id(job_id), change, self._waits)
 
-    async def delete(self, job: Job[Any] | int, /) -> None:
+    async def delete(self, job_id: Job[Any] | int) -> None:
         """Remove a job that is not executing.
 
         Raises:
             JobNotFound: there is none of this id.
             IllegalTransition: it is executing; cancel it first.
         """
-        job_id = _id(job)
+        job_id = _id(job_id)
         await self._ensure_open()
         if not await in_time(self.store.delete([job_id])):
             await in_time(self.store.get(job_id))

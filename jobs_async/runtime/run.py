@@ -57,6 +57,7 @@ class Cause(Enum):
 
     TIMEOUT = "timeout"
     CANCELLED = "cancelled on request"
+    TAKEN = "taken over"
     STOP = "stop"
     LEASE_LOST = "lease lost"
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.errors import WriteRefused
 from jobs_async.core.events import Event, StaleSettlement, outcome_event
-from jobs_async.core.job import Job, JobState
-from jobs_async.core.lifecycle import Transition, decide
+from jobs_async.core.job import DEFERRED, Job, JobState
+from jobs_async.core.lifecycle import Transition, advance, decide
 from jobs_async.core.outcome import Discarded, Failure
 from jobs_async.core.store import JobQuery, Store
 from jobs_async.runtime.loops import Bell
@@ -99,7 +99,7 @@ class Settler:
         rows = await self._insist(lambda: self._store.select(JobQuery(ids=[run.job.id])))
         row = rows[0] if rows else None
         if row is not None and _is_written(row, step):
-            return step, row
+            return step, row if row.state is step.target else advance(step.job, step, self._herald.now())
         job = None
         if row is not None and row.state is JobState.executing and row.claim == run.job.claim:
             run.job = row
@@ -156,11 +156,19 @@ class Settler:
 
 
 def _is_written(row: Job[Any], step: Transition) -> bool:
-    """Is the row what our own write has made of it? Only its claim's holder, or a rescue, moves a job on from there."""
-    base = step.job
+    """Has our own write come through, whose answer got lost? Nobody but its claim's holder, or a rescue, moves a job
+    on from there; what was to wait may be due by now, and what failed may have been claimed again.
+    """
+    base, error = step.job, step.error
+    if error is not None and any(
+        (record.attempt, record.node, record.error) == (base.attempt, base.node, error.error)
+        for record in row.errors
+        if record not in base.errors
+    ):
+        return True
     return (
         row.claim == base.claim
-        and row.state is step.target
+        and (row.state is step.target or (row.state is JobState.available and step.target in DEFERRED))
         and row.rescues == base.rescues
         and row.attempt == max(0, base.attempt + step.attempt_delta)
     )

@@ -243,9 +243,9 @@ class Supervisor(Operator):
     async def stop(self) -> ShutdownReport:
         """Claim no more, let running jobs finish for `shutdown_timeout` seconds, cancel the rest, hand them back.
 
-        Ends within `shutdown_timeout` + 6 seconds, whatever the store does. Called again, or by several at once, it
-        waits for the same end. A job whose handler would not end stays executing and is rescued after the lease.
-        Cancelling the caller does not cancel the stop.
+        Ends within `shutdown_timeout` + 6 seconds, whatever the store does; a start that it meets has 5 more. Called
+        again, or by several at once, it waits for the same end. A job whose handler would not end stays executing and
+        is rescued after the lease. Cancelling the caller does not cancel the stop.
         """
         if self._stopping is None or self._stopping.done():
             self._stopping = asyncio.get_running_loop().create_task(self._stop(), name="jobs_async stop")

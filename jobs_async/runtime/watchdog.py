@@ -84,12 +84,13 @@ class Watchdog:
 
     def beaten(self) -> None:
         self._beaten_at = self._loop_beaten_at = stopwatch()
+        self._gave_up = False
 
     def _turned(self) -> None:
         """In the loop: it is alive."""
         stall, self._stall = self._stall, None
         self._turned_at = stopwatch()
-        self._asked = self._gave_up = False
+        self._asked = False
         if stall is not None and not self._ended.is_set():
             since, calls, blocker = stall
             seconds = self._turned_at - since

@@ -62,6 +62,8 @@ _current: ContextVar[_Delivery | None] = ContextVar("jobs_async_delivery", defau
 class Telemetry:
     """A list of handlers, at most `max_handlers`. Give one to a Supervisor, or several Supervisors.
 
+    Those of one event loop tell their events one at a time; those of two, each for itself.
+
     A handler is a sync or async callable that takes an event. It is awaited before the next one, so keep it quick, or
     put a QueueHandler before it. An async one is cut after 5 seconds; one that fails or is cut three times in a row is
     left alone for 60 seconds. A handler with an attribute `any_thread = True` says that it may be called from any
@@ -72,9 +74,8 @@ class Telemetry:
         self._max = max_handlers
         self._handlers: tuple[_Attached, ...] = ()
         self._changing = threading.Lock()
-        self._lock = asyncio.Lock()
-        self._cutter: Cutter | None = None
-        self._calling: tuple[Handler, asyncio.Task[Any] | None] | None = None
+        self._loops: dict[asyncio.AbstractEventLoop, tuple[Cutter, asyncio.Lock]] = {}
+        self._calling: tuple[Handler, asyncio.Task[Any] | None, Cutter] | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -131,11 +132,13 @@ class Telemetry:
             delivery.caused.extend(events)
             return
         loop = asyncio.get_running_loop()
-        if self._cutter is None or self._cutter.loop is not loop:
-            self._cutter, self._lock = Cutter(loop), asyncio.Lock()
-        async with self._lock:
+        if loop not in self._loops:
+            self._loops = {known: pair for known, pair in self._loops.items() if not known.is_closed()}
+            self._loops[loop] = Cutter(loop), asyncio.Lock()
+        cutter, lock = self._loops[loop]
+        async with lock:
             for event in events:
-                await self._pass_on(event, self._cutter, 0, told_urgently)
+                await self._pass_on(event, cutter, 0, told_urgently)
 
     def deliver_urgently(self, event: Event) -> None:
         """Deliver from a thread, at once, while the event loop is blocked: to the handlers that allow it."""
@@ -167,7 +170,7 @@ class Telemetry:
                 if told_urgently and attached.any_thread:
                     continue
                 if not attached.breaker.is_open(cutter.loop.time()):
-                    self._calling = attached.call, asyncio.current_task()
+                    self._calling = attached.call, asyncio.current_task(), cutter
                     await _call(attached, event, cutter)
         finally:
             self._calling = None
@@ -181,10 +184,10 @@ class Telemetry:
 
     def called_in(self, task: asyncio.Task[Any] | None) -> Handler | None:
         """The handler that this task is running right now; may be asked from any thread."""
-        calling, cutter = self._calling, self._cutter
-        if calling is None or task is None or cutter is None:
+        calling = self._calling
+        if calling is None or task is None:
             return None
-        handler, teller = calling
+        handler, teller, cutter = calling
         return handler if task is (cutter.task or teller) else None
 
     def _refuse_reentry(self, verb: str) -> None:

@@ -77,7 +77,10 @@ class LoopClock:
 
 
 def run_virtual(main: Coroutine[Any, Any, T], seed: int | None = None) -> T:
-    """As `asyncio.run`, on a VirtualTimeLoop; a `seed` shuffles it, the same one always alike."""
+    """As `asyncio.run`, on a VirtualTimeLoop; a `seed` shuffles it, the same one always alike.
+
+    Give Supervisors `max_stall=None`: the thread that watches an event loop lives in real time.
+    """
     rng = None if seed is None else Random(seed)
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(rng)) as runner:
         return runner.run(main)

@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 
 from jobs_async import (
+    ConstantBackoff,
     JobCompleted,
     JobDiscarded,
+    JobFailed,
     JobRescued,
+    JobSnoozed,
     JobStarted,
     JobState,
+    JobStuck,
     MemoryStore,
+    Snooze,
     StaleSettlement,
     StoreBusy,
     current_context,
 )
+from jobs_async.core.job import replace
 from jobs_async.core.options import NewJob
 from jobs_async.core.store import Beat, Fetched, Node
 from tests.runtime.support import World, now, virtual
@@ -172,6 +178,105 @@ async def test_a_settlement_whose_answer_got_lost_counts_once(world: World) -> N
         await world.seen.wait(JobCompleted, job)
         assert (await jobs.get(job.id)).attempt == 1
     assert not world.seen.of(StaleSettlement), "it was our own write that was met"
+
+
+@pytest.mark.parametrize(("ending", "others"), [("fails", 0), ("fails", 1), ("snoozes", 0)])
+def test_what_is_due_or_claimed_again_before_we_look_is_recognised_as_ours(ending: str, others: int) -> None:
+    """The answer is lost, and by the time we ask the job is available again, or runs under the next claim."""
+
+    @virtual
+    async def scenario(world: World) -> None:
+        class Late(Moody):
+            async def apply(self, steps: Any) -> Any:
+                try:
+                    return await super().apply(steps)
+                except StoreBusy:
+                    await asyncio.sleep(1)
+                    await self.fetch("default", others, node=None)  # stages, and claims for somebody else
+                    raise
+
+        store = Late(clock=world.clock)
+        async with world.supervisor(store, queues={"default": 1}) as jobs:
+
+            @jobs.worker(max_attempts=3, retry_strategy=ConstantBackoff(0.5))
+            async def work() -> None:
+                store.lossy = 1
+                if ending == "snoozes":
+                    raise Snooze(0.5)
+                raise ValueError("not yet")
+
+            job = await work.enqueue()
+            told = await world.seen.wait(JobFailed if ending == "fails" else JobSnoozed, job)
+            assert told.job.state is (JobState.retryable if ending == "fails" else JobState.scheduled)
+            await jobs.pause_queue("default")
+        assert not world.seen.of(StaleSettlement)
+
+    scenario()
+
+
+@virtual
+async def test_row_11_a_lost_claim_is_found_among_more_running_jobs_than_a_page_holds(world: World) -> None:
+    class Deaf(MemoryStore):
+        loses = False
+
+        async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
+            fetched = await super().fetch(queue, limit, node=node)
+            if self.loses and fetched.jobs:
+                self.loses = False
+                raise StoreBusy("the answer got lost")
+            return fetched
+
+    store = Deaf(None, clock=world.clock)
+    async with world.supervisor(store, queues={"default": 1_010}) as jobs:
+        done = asyncio.Event()
+
+        @jobs.worker(timeout_seconds=None)
+        async def work(waits: bool) -> None:
+            if waits:
+                await done.wait()
+
+        await jobs.enqueue_many([work.draft(True) for _ in range(1_000)])
+        await world.seen.wait(JobStarted, count=1_000)
+        store.loses = True
+        stray = await work.enqueue(False)
+        assert (await jobs.wait(stray, timeout=60)).state is JobState.completed
+        done.set()
+
+
+@virtual
+async def test_a_strategy_that_hangs_holds_up_no_page_of_lost_jobs(world: World) -> None:
+    async def never(index: int) -> float:
+        await asyncio.Event().wait()
+        return 0.0
+
+    lost = [await abandoned(world, f"dead-{n}", max_attempts=9) for n in range(20)]
+    rows = [await world.store.get(job_id) for job_id in lost]
+    for row in rows:
+        world.store._keep(replace(row, rescues=1))
+    async with world.supervisor() as jobs:
+        jobs.register_worker("work", lambda _args, _ctx: None, retry_strategy=never)
+        await world.seen.wait(JobRescued, count=20)
+        assert now() <= 45 + 5
+
+
+@virtual
+async def test_a_handler_whose_job_was_taken_is_not_said_to_be_cancelled_on_request(world: World) -> None:
+    async with world.supervisor() as jobs:
+        enough = asyncio.Event()
+
+        @jobs.worker
+        async def deaf() -> None:
+            while not enough.is_set():
+                try:
+                    await enough.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        job = await deaf.enqueue()
+        await world.seen.wait(JobStarted)
+        world.store._forget(job.id)
+        assert (await world.seen.wait(JobStuck)).cause == "taken over"
+        enough.set()
 
 
 @virtual

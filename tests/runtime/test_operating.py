@@ -14,6 +14,7 @@ from jobs_async import (
     JobQuery,
     JobStarted,
     JobState,
+    OptionError,
     QueuePaused,
     QueueResumed,
     ResultError,
@@ -154,6 +155,21 @@ async def test_another_supervisor_can_cancel_a_running_job(world: World) -> None
         await operator.cancel(job.id)
         assert (await operator.wait(job)).state is JobState.cancelled
         assert now() <= 5 + 5 + 1, "told with the next beat, cut 5 seconds later"
+
+
+@virtual
+async def test_a_job_may_be_named_by_its_record_or_its_id(world: World) -> None:
+    async with world.supervisor(queues={}) as jobs:
+        job = await jobs.enqueue("work", delay=100)
+        assert await jobs.get(job) == await jobs.get(job.id) == await jobs.get(job_id=job.id)
+        assert (await jobs.edit(job, priority=3)).priority == 3
+        assert (await jobs.cancel(job_id=job.id)).state is JobState.cancelled
+        assert (await jobs.retry(job)).state is JobState.available
+        await jobs.delete(job)
+        with pytest.raises(JobNotFound):
+            await jobs.get(job)
+        with pytest.raises(OptionError, match="id"):
+            await jobs.get("7")  # type: ignore[arg-type]
 
 
 @virtual

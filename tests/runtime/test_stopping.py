@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from jobs_async import JobInterrupted, JobStarted, JobState, MemoryStore, NotBound, Supervisor, current_context
-from jobs_async.core.store import Beat, Fetched, Node
+from jobs_async.core.store import PRIMITIVES, Beat, Fetched, Node
+from jobs_async.testing.faults import Fault, FaultyStore
 from tests.runtime.support import World, now, virtual
 
 
@@ -208,6 +209,65 @@ async def test_a_frozen_store_delays_no_stop_beyond_the_grace_and_six_seconds(wo
     report = await jobs.stop()
     assert now() - began <= 10 + 6
     assert report.unsettled == (job.id,)
+
+
+@virtual
+async def test_the_lease_is_given_up_though_the_last_question_fails(world: World) -> None:
+    store = FaultyStore(world.store)
+    jobs = world.supervisor(store)
+    await jobs.start()
+    await asyncio.sleep(1)
+    store.plan = lambda _, primitive: Fault(error=ConnectionError) if primitive == "select" else None
+    assert (await jobs.stop()).is_clean
+    assert [node.alive for node in await world.store.nodes()] == [False]
+
+
+@virtual
+async def test_a_stranger_that_cancels_the_engine_itself_leaves_no_handler_running_without_a_lease(
+    world: World,
+) -> None:
+    jobs = world.supervisor()
+    ends: list[str] = []
+
+    @jobs.worker
+    async def work() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            assert current_context().cancelled.is_set()
+            ends.append("cut")
+
+    await jobs.start()
+    await work.enqueue()
+    await world.seen.wait(JobStarted)
+    await asyncio.sleep(1)
+    (engine,) = [task for task in asyncio.all_tasks() if task.get_name() == "jobs_async engine"]
+    engine.cancel()
+    await asyncio.wait({engine})
+    await asyncio.sleep(0)
+    assert ends == ["cut"]
+    assert not (await jobs.stop()).is_clean
+
+
+@virtual
+async def test_a_store_that_knows_the_primitives_alone_can_be_run(world: World) -> None:
+    """It need not inherit anything, so it has no lifeline."""
+
+    class Plain:
+        is_open = True
+
+        def __getattr__(self, name: str) -> Any:
+            if name in PRIMITIVES or name == "get":
+                return getattr(world.store, name)
+            raise AttributeError(name)
+
+    async with Supervisor(Plain(), clock=world.clock, max_stall=300) as jobs:
+
+        @jobs.worker
+        async def work() -> str:
+            return "done"
+
+        assert await jobs.result(await work.enqueue()) == "done"
 
 
 @virtual

@@ -155,6 +155,28 @@ def test_attach_works_from_any_thread_and_in_another_loop() -> None:
     assert len(heard) == 40
 
 
+def test_supervisors_of_two_event_loops_may_share_a_telemetry() -> None:
+    telemetry = Telemetry()
+    heard: list[Any] = []
+
+    async def listen(event: Event) -> None:
+        await asyncio.sleep(0)
+        heard.append(event)
+
+    telemetry.attach(listen)
+
+    async def tell() -> None:
+        for _ in range(200):
+            await asyncio.gather(telemetry.emit(PAUSED), telemetry.emit(PAUSED))
+
+    threads = [threading.Thread(target=asyncio.run, args=(tell(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(heard) == 800
+
+
 @virtual
 async def test_what_a_handler_enqueues_is_told_of_after_the_current_event(world: World) -> None:
     async with world.supervisor() as jobs:

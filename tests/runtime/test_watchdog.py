@@ -33,13 +33,15 @@ from jobs_async import (
     QueuePaused,
     SqliteStore,
     StaleSettlement,
+    StoreError,
     Supervisor,
     Telemetry,
     current_context,
 )
 from jobs_async.core.job import FINAL
-from jobs_async.core.store import JobQuery
-from jobs_async.runtime import watchdog
+from jobs_async.core.store import Beat, JobQuery
+from jobs_async.core.store import Node as NodeRecord
+from jobs_async.runtime import patience, watchdog
 from jobs_async.telemetry import background
 from jobs_async.testing.loop import BEGINNING
 from tests.runtime.support import Seen, World, now, virtual
@@ -304,6 +306,87 @@ async def test_row_64_f14_a_handler_that_holds_up_the_thread_costs_no_lease_eith
         over.set()
         await looked_again(store)
         untouched(node, ended)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_row_64_a_block_inside_a_log_handler_whose_lock_the_thread_needs_too_costs_no_lease() -> None:
+    class Clogged(logging.Handler):
+        """A full pipe: whoever logs waits, and whoever logs meanwhile waits for that."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "into the pipe":
+                time.sleep(THREE_LEASES)
+
+    store, clogged = LookedAtMemory(), Clogged()
+    node = Node(store)
+    node.during = lambda: logging.getLogger("jobs_async.app").warning("into the pipe")
+    logging.getLogger("jobs_async").addHandler(clogged)
+    try:
+        async with node.jobs, Supervisor(store, queues={"elsewhere": 1}, **FAST):
+            ended = await node.end(await node.begin(neighbours=1))
+            await looked_again(store)
+            untouched(node, ended)
+    finally:
+        logging.getLogger("jobs_async").removeHandler(clogged)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_row_64_the_lease_is_kept_though_no_thread_is_to_be_had_for_telling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused: list[str] = []
+    start = threading.Thread.start
+
+    def scarce(thread: threading.Thread) -> None:
+        if thread.name == "jobs_async alarm":
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    store = LookedAtMemory()
+    node = Node(store)
+    node.during = lambda: time.sleep(THREE_LEASES)
+    async with node.jobs, Supervisor(store, queues={"elsewhere": 1}, **FAST):
+        ended = await node.end(await node.begin(neighbours=1))
+        await looked_again(store)
+        untouched(node, ended)
+    assert refused
+
+
+async def test_row_65_the_thread_keeps_no_lease_for_ever_for_a_node_that_turns_and_cannot_beat() -> None:
+    class Broken(MemoryStore):
+        takes_beats = True
+
+        async def beat(self, node: NodeRecord, ttl: float, *, join: bool = False) -> Beat:
+            if not self.takes_beats and ttl:
+                raise StoreError("the writer is gone")
+            return await super().beat(node, ttl, join=join)
+
+    store = Broken()
+    async with Supervisor(store, max_stall=0.5, **FAST):
+        (node,) = await store.nodes()
+        store.takes_beats = False
+
+        async def lost() -> bool:
+            return not any(one.alive for one in await store.nodes() if one.id == node.id)
+
+        await until(lost, PATIENCE)
+
+
+async def test_row_64_a_store_s_answer_that_came_while_the_loop_was_blocked_counts(
+    monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.setattr(patience, "STORE_SECONDS", 0.3)
+    async with Supervisor(SqliteStore(path), queues={}) as jobs:
+        stored = asyncio.get_running_loop().create_task(jobs.enqueue("work"))
+        while not jobs.store._writer._queue:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        for _ in range(2):  # the statement is on its way
+            await asyncio.sleep(0)
+        time.sleep(0.3 + patience.LATE + 0.2)
+        assert (await stored).state is JobState.available
+        assert len(await jobs.find()) == 1
 
 
 # --- who it is ---

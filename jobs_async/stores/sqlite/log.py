@@ -32,7 +32,7 @@ class Log:
             return False
 
     async def shorten(self, session: Session) -> None:
-        """Cut it where nobody needs it any longer; never waits for those who do."""
+        """Cut it where nobody needs it any longer; a reader that comes in between is waited for, as for a lock."""
         with suppress(Exception):
             ((busy, length, copied),) = await session.rows("PRAGMA wal_checkpoint(PASSIVE)")
             if not busy and length == copied:

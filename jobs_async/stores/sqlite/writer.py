@@ -150,7 +150,8 @@ class Writer:
             self._closing = True
             if self._tidying is not None:
                 self._tidying.cancel()
-            _refuse(group)
+            for piece in group:
+                _answer(piece.future, error=StoreError("the store ended in the middle of this; it may be written"))
             _refuse(self._queue)
 
     async def _tidy(self) -> None:
