@@ -14,7 +14,7 @@ demo: .venv/.demo  ## watch jobs run: installs the library alone, needs no serve
 	$(BIN)/jobs-async demo $(ARGS)
 
 test: .venv/.installed  ## run the tests (ARGS="-k retry" narrows them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: .venv/.installed  ## lint, format, types, architecture, dependencies
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from jobs_async.core.context import JobContext, current_context
+from jobs_async.core.cron import CronExpr
 from jobs_async.core.errors import (
     ArgsError,
     CronError,
@@ -38,6 +39,7 @@ from jobs_async.core.events import (
     JobInterrupted,
     JobRescued,
     JobResult,
+    JobSlow,
     JobSnoozed,
     JobStarted,
     JobStuck,
@@ -53,10 +55,13 @@ from jobs_async.core.events import (
 from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
 from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrategy, WorkerOptions
 from jobs_async.core.outcome import Cancel, Discard, Snooze
+from jobs_async.core.query import JobQuery
 from jobs_async.core.retry import ConstantBackoff, ExponentialBackoff, FullJitterBackoff, LinearBackoff
-from jobs_async.core.store import JobQuery, Store, validate_store
+from jobs_async.core.schedule import CronEntry
+from jobs_async.core.store import Store, validate_store
 from jobs_async.core.version import VERSION as _VERSION
 from jobs_async.core.workers import ContextWorker, Enqueuer, Worker, WorkerDef, worker
+from jobs_async.runtime.drain import DrainReport
 from jobs_async.runtime.engine import ShutdownReport
 from jobs_async.runtime.supervisor import Queue, Supervisor
 from jobs_async.stores.memory import MemoryStore
@@ -73,9 +78,12 @@ __all__ = [
     "Cancel",
     "ConstantBackoff",
     "ContextWorker",
+    "CronEntry",
     "CronError",
+    "CronExpr",
     "Discard",
     "Draft",
+    "DrainReport",
     "EnqueueOptions",
     "Enqueuer",
     "ErrorRecord",
@@ -98,6 +106,7 @@ __all__ = [
     "JobQuery",
     "JobRescued",
     "JobResult",
+    "JobSlow",
     "JobSnoozed",
     "JobStarted",
     "JobState",

@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import date
 
 import pytest
@@ -29,6 +29,14 @@ def measured(request: pytest.FixtureRequest) -> Measured:
             request.config.stash.setdefault(_ROWS, []).append((fault, load, result))
 
     return note
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hostile text in what a test logged must not stop the report on its way out of a worker process."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "replace").decode()) for name, text in report.sections]
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -108,11 +108,25 @@ class StaleSettlement(JobEvent, frozen=True):
 class JobStuck(JobEvent, frozen=True):
     """A handler goes on 3 seconds after it was told to end: a thread, or one that swallows its cancellation.
 
-    It keeps its slot until it ends. `cause` is why it was told: "timeout", "stop" and the like.
+    It keeps its slot until it ends. `cause` is why it was told: "timeout", "stop" and the like; `stack` is where it is,
+    as in JobSlow.
     """
 
     type: ClassVar[str] = "job_stuck"
     cause: str
+    stack: tuple[str, ...] = ()
+
+
+class JobSlow(JobEvent, frozen=True):
+    """A handler has run for longer than `slow_after`; told once a run, and nothing is done about it.
+
+    `seconds` is how long it has run so far, `stack` where it is right now: its last calls, innermost last, each as
+    "file:line:function"; () where it runs in a process.
+    """
+
+    type: ClassVar[str] = "job_slow"
+    seconds: float
+    stack: tuple[str, ...] = ()
 
 
 class QueueEvent(Event, frozen=True):

@@ -101,6 +101,7 @@ class Job(Struct, Generic[R_co], frozen=True, kw_only=True, gc=False):
     unique_key: str | None = None
     idempotency_key: str | None = None
     correlation_id: str | None = None
+    external_id: str | None = None
     tags: tuple[str, ...] = ()
     meta_json: str | None = None
     duplicate: bool = False

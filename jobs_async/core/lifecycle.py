@@ -207,6 +207,7 @@ def born(new: NewJob, job_id: int, now: datetime) -> Job[Any]:
         unique_key=new.unique_key,
         idempotency_key=new.idempotency_key,
         correlation_id=new.correlation_id,
+        external_id=new.external_id,
         tags=new.tags,
         meta_json=msgspec.json.encode(new.meta).decode() if new.meta else None,
     )

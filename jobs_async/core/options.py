@@ -49,6 +49,7 @@ class JobOptions(TypedDict, total=False):
     unique_strategy: UniqueStrategy
     idempotency_key: str
     correlation_id: str
+    external_id: str
     tags: Sequence[str]
     meta: Mapping[str, Any]
 
@@ -78,6 +79,7 @@ class WorkerOptions(TypedDict, total=False):
     max_attempts: int
     retry_strategy: RetryStrategy
     timeout_seconds: Seconds | None
+    process: bool
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -91,6 +93,7 @@ DEFAULTS: Mapping[str, Any] = {
     "unique_strategy": UniqueStrategy.IGNORE_NEW,
     "idempotency_key": None,
     "correlation_id": None,
+    "external_id": None,
     "tags": (),
     "meta": {},
 }
@@ -131,6 +134,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "unique_strategy": _strategy,
     "idempotency_key": _optional(limits.name, "idempotency_key"),
     "correlation_id": _optional(limits.name, "correlation_id"),
+    "external_id": _optional(limits.name, "external_id"),
     "tags": limits.tags,
     "meta": _meta,
 }
@@ -156,6 +160,7 @@ class JobOpts:
     unique_strategy: UniqueStrategy
     idempotency_key: str | None
     correlation_id: str | None
+    external_id: str | None
     tags: tuple[str, ...]
     meta: Mapping[str, Any]
 
@@ -257,6 +262,7 @@ class NewJob(Struct, frozen=True, gc=False):
     unique_strategy: UniqueStrategy = UniqueStrategy.IGNORE_NEW
     idempotency_key: str | None = None
     correlation_id: str | None = None
+    external_id: str | None = None
     tags: tuple[str, ...] = ()
     meta: Mapping[str, Any] = {}  # msgspec copies empty containers
 

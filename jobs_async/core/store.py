@@ -21,11 +21,12 @@ from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
 from jobs_async.core.outcome import Completed, Discarded, Failed, Failure, Lost
+from jobs_async.core.query import MAX_PAGE as MAX_PAGE
+from jobs_async.core.query import JobQuery as JobQuery
 
 if TYPE_CHECKING:
     from jobs_async.core.limits import Seconds
 
-MAX_PAGE = 1000
 RESCUE_TEXT = "rescued: job timed out"
 
 
@@ -47,12 +48,16 @@ class Clock(Protocol):
 class Tick(Struct, frozen=True):
     """One instant of one cron entry; spent once in the whole fleet, in whatever zone it is said.
 
+    One that comes `late` counts only where an earlier tick of the name given there is remembered: what was not yet an
+    entry at that instant has not missed it.
+
     Raises:
         OptionError: the instant is naive.
     """
 
     name: str
     at: datetime
+    late: str | None = None
 
     def __post_init__(self) -> None:
         force_setattr(self, "at", limits.instant(self.at, "a tick"))
@@ -98,32 +103,6 @@ class QueueInfo(Struct, frozen=True):
         return QueueInfo(self.paused if paused is None else paused, self.limit if limit is None else limit or None)
 
 
-class JobQuery(Struct, frozen=True, kw_only=True):
-    """Which jobs to read. Every condition given must hold. Newest first by default, by id.
-
-    `after` is the id of the last job already seen: paging by key, never by offset. `node` is the one that runs a job,
-    or was the last to. `orphaned` asks for executing jobs whose node is dead. `older_than` are seconds since the claim
-    of an executing job, strictly.
-
-    Raises:
-        OptionError: a limit out of 1 … 1,000.
-    """
-
-    ids: Sequence[int] | None = None
-    states: Iterable[JobState] | None = None
-    queue: str | None = None
-    worker: str | None = None
-    node: str | None = None
-    orphaned: bool = False
-    older_than: float | None = None
-    after: int | None = None
-    newest_first: bool = True
-    limit: int = 100
-
-    def __post_init__(self) -> None:
-        limits.integer(self.limit, "limit", 1, MAX_PAGE)
-
-
 class Lifeline(Protocol):
     """Renews leases from a thread, for the time in which the event loop is blocked. Used by one thread alone."""
 
@@ -153,7 +132,8 @@ class Store(Protocol):
 
         A job in any state of the same worker and `idempotency_key` is returned instead, `duplicate=True`. Otherwise
         a live job of the same `unique_key` is met as the strategy says, also within the batch. A `tick` is spent in
-        the same transaction: where it was spent before (remembered for 7 days), nothing is inserted and [] returned.
+        the same transaction: where it was spent before (remembered for 7 days), or is late without an
+        earlier one, nothing is inserted and [] returned.
 
         Raises:
             UniqueConflict: UniqueStrategy.REJECT met a live job.

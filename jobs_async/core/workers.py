@@ -15,6 +15,7 @@ from typing import (
     Concatenate,
     Generic,
     Literal,
+    NamedTuple,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -24,7 +25,7 @@ from typing import (
 )
 
 from jobs_async.core import binding, codec, limits
-from jobs_async.core.annotations import Hints, layers
+from jobs_async.core.annotations import Hints, Unresolved, layers
 from jobs_async.core.arguments import Arguments, Result
 from jobs_async.core.binding import Bindable, Host
 from jobs_async.core.errors import OptionError, UnreadableArgs, WorkerError
@@ -50,7 +51,7 @@ class WorkerDef(Bindable):
 
     Made directly it is the raw form: `WorkerDef("resize", handler, opts=JobOpts(max_attempts=10))`, whose handler is
     called as `handler(args, ctx)` with the parsed JSON as it is (zzz_jobs: registerWorker). `@worker` makes the typed
-    form. Async handlers run in the event loop, others in a thread.
+    form. Async handlers run in the event loop, others in a thread, or with `@worker(process=True)` in a process.
 
     Raises:
         WorkerError: the handler cannot be one: a class, a generator, not callable.
@@ -61,6 +62,8 @@ class WorkerDef(Bindable):
     opts: JobOpts
     retry_strategy: RetryStrategy
     is_async: bool
+    process: bool = False
+    """Run each job in a worker process."""
 
     def __init__(
         self,
@@ -119,6 +122,14 @@ class WorkerDef(Bindable):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+class Place(NamedTuple):
+    """Where another process finds a worker: a name in a module, or in the file that the program was started with."""
+
+    module: str
+    name: str
+    program: str | None = None
 
 
 class Enqueuer(Generic[P, C_co]):
@@ -206,8 +217,30 @@ class _TypedWorker(Enqueuer[P, C_co], WorkerDef):
         self._worker, self._opts = self, self.opts
         wrapper: Any = self
         functools.update_wrapper(wrapper, fn, updated=())  # never its __dict__: `name` and `opts` are ours
+        if given.process:
+            self._check_for_process(fn)
+            self.process = True
         if sys.version_info >= (3, 12) and self.is_async:
             inspect.markcoroutinefunction(self)
+
+    def _check_for_process(self, fn: Any) -> None:
+        """Only what another process can find by its name, and call without us, can run there."""
+        path = getattr(fn, "__qualname__", "")
+        if self.is_async:
+            problem = "an async function; an event loop runs those, write it with `def`"
+        elif self._takes_context:
+            problem = "given a context, which stays in the process of the Supervisor; leave context=True out"
+        elif "<lambda>" in path:
+            problem = "a lambda; give it a `def` of its own"
+        elif "<locals>" in path:
+            problem = "defined inside a function; move it to the top level of its module"
+        elif "." in path:
+            problem = "defined in a class; move it to the top level of its module"
+        elif not path or not isinstance(getattr(fn, "__module__", None), str):
+            problem = f"made of a {limits.type_name(fn)}; give it a `def` of its own"
+        else:
+            return
+        raise WorkerError(f"{self.name}: process=True is for what a process can find by its name; this is {problem}")
 
     def __set_name__(self, owner: type, name: str) -> None:
         if getattr(layers(self._handler)[-1], "__qualname__", "") == f"{owner.__qualname__}.{name}":
@@ -218,6 +251,8 @@ class _TypedWorker(Enqueuer[P, C_co], WorkerDef):
 
     def prepare(self) -> None:
         self.arguments.prepare()
+        if self.process:
+            place_of(self)
 
     def check(self, args_json: str) -> None:
         self.arguments.unpack(args_json)
@@ -273,7 +308,8 @@ def worker(fn: Callable[..., Any] | None = None, /, *, context: bool = False, **
     """Turn a function into a worker, to be passed in `Supervisor(workers=[...])`; bare or with options.
 
     Its parameters must be of types with a JSON form: they are checked when the worker is attached, arguments at each
-    enqueue. `context=True` passes the JobContext as first parameter.
+    enqueue. `context=True` passes the JobContext as first parameter. `process=True` runs each job in a worker process,
+    which can be killed: for a function that is not async and stands at the top level of its module.
 
     Raises:
         WorkerError: the function cannot be a worker: a class, a generator, a lambda without `name=`.
@@ -342,7 +378,14 @@ class _Given:
         name = rest.pop("name", None)
         self.name = None if name is None else limits.name(name, "a worker's name")
         self.retry_strategy = _strategy(rest.pop("retry_strategy", DEFAULT_STRATEGY))
+        self.process = _flag(rest.pop("process", False))
         self.opts = _worker_opts(JobOpts(**cast("JobOptions", rest)))
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"process must be True or False, not {limits.type_name(value)}")
+    return value
 
 
 def _strategy(value: Any) -> RetryStrategy:
@@ -382,6 +425,30 @@ def _look_at(fn: Any, name: str) -> bool:
     if inspect.isgeneratorfunction(fn) or any(map(inspect.isasyncgenfunction, (fn, *hidden))):
         raise WorkerError(f"{name}: a generator cannot be a worker, for nothing would run its body; return a value")
     return is_async
+
+
+def place_of(worker: WorkerDef) -> Place:
+    """Where a worker process finds this worker, which was made with `process=True`.
+
+    Raises:
+        WorkerError: it would find something else there, or nothing. `Unresolved`, as long as that can still change.
+    """
+    home, name = worker.__module__, str(getattr(worker, "__qualname__", ""))
+    module = sys.modules.get(home)
+    if getattr(module, name, None) is not worker:
+        raise Unresolved(
+            f"{worker.name}: a process would look for it as {home}.{name} and not find it there; "
+            f"bind the worker to that name, as @worker(process=True) above `def {name}` does"
+        )
+    if home != "__main__":
+        return Place(home, name)
+    spec_name = getattr(getattr(module, "__spec__", None), "name", "__main__")
+    if spec_name != "__main__":  # python -m
+        return Place(spec_name, name)
+    program = getattr(module, "__file__", None)
+    if program is None:
+        raise WorkerError(f"{worker.name}: a process cannot load what was typed into a session; put it into a module")
+    return Place(home, name, program)
 
 
 def _parsed(args_json: str, name: str) -> Any:

@@ -32,6 +32,21 @@ class Crew:
         if runner := self.runners.get(queue):
             runner.nudge()
 
+    async def look(self) -> None:
+        """Let every queue claim what it can run, once."""
+        for runner in self.runners.values():
+            await runner.look()
+
+    async def quiet(self) -> None:
+        """Wait until nothing runs, and whatever ran is settled and told of."""
+        for runner in self.runners.values():
+            await runner.empty.wait()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs."""
+        return all(runner.empty.is_set() for runner in self.runners.values())
+
     def cancel(self, job_id: int) -> None:
         """Tell the run of a job to end as cancelled."""
         for run in self.runs():

@@ -1,35 +1,43 @@
-"""Timeouts: one timer a queue, set to the earliest, for most runs end long before theirs."""
+"""Timeouts, and handlers that take long: one timer a queue, for most runs end long before either."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from jobs_async.runtime.run import Cause, Run
+from jobs_async.runtime.run import NEVER, Cause, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 
 class Deadlines:
-    """Stops the runs that are out of time."""
+    """Stops the runs that are out of time, and once a run tells of those that have run for `slow_after` seconds."""
 
-    __slots__ = ("_at", "_runs", "_timer")
+    __slots__ = ("_at", "_runs", "_slow", "_slow_after", "_timer")
 
-    def __init__(self, runs: Collection[Run]) -> None:
+    def __init__(
+        self, runs: Collection[Run], slow_after: float | None = None, slow: Callable[[Run, float], None] | None = None
+    ) -> None:
         self._runs = runs
+        self._slow_after = NEVER if slow_after is None or slow is None else slow_after
+        self._slow = slow
         self._timer: asyncio.TimerHandle | None = None
-        self._at = float("inf")
+        self._at = NEVER
 
     def watch(self, run: Run) -> None:
         """Mind a run that has just started; it is forgotten when it is no longer among the runs."""
-        if run.deadline_at < self._at:
-            self._set(run.deadline_at)
+        if run.began_at + self._slow_after < self._at or run.deadline_at < self._at:
+            self._set(self._next_mark(run))
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._at = float("inf")
+        self._at = NEVER
+
+    def _next_mark(self, run: Run) -> float:
+        slow_at = NEVER if run.is_slow else run.began_at + self._slow_after
+        return min(slow_at, run.deadline_at)
 
     def _set(self, at: float) -> None:
         self.close()
@@ -38,12 +46,19 @@ class Deadlines:
 
     def _strike(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._at = float("inf")
-        waiting: list[float] = []
+        self._at = NEVER
+        waiting = NEVER
         for run in list(self._runs):
-            if run.deadline_at > now:
-                waiting.append(run.deadline_at)
-            elif run.cause is None and run.outcome is None:
-                run.stop(Cause.TIMEOUT)
-        if waiting and min(waiting) != float("inf"):
-            self._set(min(waiting))
+            if run.cause is None and run.outcome is None and run.task is not None:
+                self._look_at(run, now)
+                if run.cause is None:
+                    waiting = min(waiting, self._next_mark(run))
+        if waiting != NEVER:
+            self._set(waiting)
+
+    def _look_at(self, run: Run, now: float) -> None:
+        if run.deadline_at <= now:
+            run.stop(Cause.TIMEOUT)
+        elif not run.is_slow and self._slow is not None and run.began_at + self._slow_after <= now:
+            run.is_slow = True
+            self._slow(run, now - run.began_at)

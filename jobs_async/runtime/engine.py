@@ -3,7 +3,8 @@
     engine   ── settler      ends last, when all is settled
              ├─ heartbeat    renews the node's lease
              ├─ watchdog     a thread: keeps the lease while the loop is blocked, and says by whom
-             ├─ janitor      rescues the jobs of dead nodes
+             ├─ janitor      rescues the jobs of dead nodes, prunes old ones
+             ├─ scheduler    fires the ticks of cron entries
              └─ one QueueRunner per queue ── one task per running job
 
 The stop sequence runs in the engine's own task, so no cancellation of a caller pierces it.
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from jobs_async.core.job import JobState
 from jobs_async.runtime.crew import Crew
 from jobs_async.runtime.herald import Herald
 from jobs_async.runtime.janitor import Janitor
@@ -26,12 +30,14 @@ from jobs_async.runtime.member import Member
 from jobs_async.runtime.outage import Outage
 from jobs_async.runtime.queue_runner import QueueRunner
 from jobs_async.runtime.run import Cause
+from jobs_async.runtime.scheduler import LOOK_EVERY, Scheduler
 from jobs_async.runtime.settler import Settler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from jobs_async.core.job import Job
+    from jobs_async.core.schedule import CronEntry
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.host import Host
     from jobs_async.telemetry import Telemetry
@@ -42,8 +48,18 @@ FLUSH_GRACE = 1.2
 """Seconds the loops, the last settlements and telemetry have in all."""
 CLEAR_GRACE, FAREWELL_GRACE = 0.25, 0.5
 """Seconds the store has to say what of ours is still claimed, and to take note that we are gone."""
+PRUNE_EVERY = 60.0
+"""Seconds between two searches for jobs that are kept no longer."""
 TELLING_GRACE = 1.0
 """Seconds telemetry has in all, once no handler runs any more."""
+
+LOOPS = {
+    "heartbeat": "the heartbeat",
+    "janitor": "the search for lost jobs",
+    "pruner": "the removal of old jobs",
+    "scheduler": "the cron scheduler",
+}
+"""What each loop does, as it is told of when it fails."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -59,6 +75,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_rescues: int = 3
     cancel_after: float = 5.0
     max_stall: float | None = 300.0
+    slow_after: float | None = 60.0
+    retention: Mapping[JobState, float] = {}  # msgspec copies empty containers
 
 
 class ShutdownReport(Struct, frozen=True):
@@ -84,8 +102,10 @@ class Engine:
         settings: Settings,
         telemetry: Telemetry | None,
         settled: Callable[[Job[Any]], None],
+        crons: Mapping[str, CronEntry] | None = None,
     ) -> None:
         self._host = host
+        self._scheduler = None if crons is None else Scheduler(host, crons)
         self._settings = settings
         self._herald = Herald(telemetry, host.clock)
         self._outage = Outage(self._herald)
@@ -101,6 +121,7 @@ class Engine:
                 herald=self._herald,
                 outage=self._outage,
                 poll_interval=settings.poll_interval,
+                slow_after=settings.slow_after,
             )
             for name, limit in queues.items()
         }
@@ -121,9 +142,10 @@ class Engine:
             workers=workers,
             node=lambda: self._member.id,
             max_rescues=settings.max_rescues,
+            retention=settings.retention,
         )
         self._stop_asked = asyncio.Event()
-        self._beating, self._rescuing = Bell(), Bell()
+        self._beating, self._rescuing, self._pruning, self._ticking = Bell(), Bell(), Bell(), Bell()
         self._leaving = self._ended = False
         self.report = ShutdownReport()
         self._task: asyncio.Task[None] | None = None
@@ -143,6 +165,18 @@ class Engine:
         """Begin the stop sequence; asking twice is asking once."""
         self._stop_asked.set()
 
+    async def die(self) -> None:
+        """End as by `kill -9`, save that handlers are cancelled: nothing is settled and nothing handed back. The lease
+        counts as run out."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        handlers = [run.task for run in self.crew.runs() if run.task is not None]
+        if handlers:
+            await asyncio.wait(handlers, timeout=CANCEL_GRACE)
+        if self.crew.runners:
+            await self._member.leave()
+
     async def ended(self) -> None:
         """Wait for the end without holding it up: cancelling this wait cancels nothing else."""
         if self._task is not None:
@@ -158,7 +192,7 @@ class Engine:
     async def _live(self) -> None:
         settling = self._spawn(self._settler.loop(), "settler")
         claiming = [self._spawn(runner.loop(), f"queue {name}") for name, runner in self.crew.runners.items()]
-        loops = [*claiming, *self._upkeep()] if claiming else []
+        loops = [*claiming, *self._clockwork(), *(self._upkeep() if claiming else ())]
         asked = self._spawn(self._stop_asked.wait(), "stop request")
         try:
             await asyncio.wait({asked, settling, *loops}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,27 +222,32 @@ class Engine:
         return asyncio.get_running_loop().create_task(guarded(), name=f"jobs_async {name}")
 
     def _upkeep(self) -> list[asyncio.Task[Any]]:
-        """The loops of a node: its heart, which beats until it leaves, and the janitor, who ends with the stop."""
-        settings = self._settings
-        heart = every(
-            settings.heartbeat,
-            self._member.beat,
-            name="the heartbeat",
-            bell=self._beating,
-            ended=lambda: self._leaving,
-            outage=self._outage,
-            rng=self._host.rng,
-        )
-        janitor = every(
-            settings.rescue_interval,
-            self._janitor.sweep,
-            name="the search for lost jobs",
-            bell=self._rescuing,
-            ended=self._stop_asked.is_set,
-            outage=self._outage,
-            rng=self._host.rng,
-        )
-        return [self._spawn(heart, "heartbeat"), self._spawn(janitor, "janitor")]
+        """The loops of a node: its heart, which beats until it leaves, and the janitor's, which end with the stop."""
+        settings, stopping = self._settings, self._stop_asked.is_set
+        loops = [
+            self._every("heartbeat", settings.heartbeat, self._member.beat, self._beating, lambda: self._leaving),
+            self._every("janitor", settings.rescue_interval, self._janitor.sweep, self._rescuing, stopping),
+        ]
+        if settings.retention:
+            prune = partial(self._janitor.prune, stopping)
+            loops.append(self._every("pruner", PRUNE_EVERY, prune, self._pruning, stopping))
+        return loops
+
+    def _clockwork(self) -> list[asyncio.Task[Any]]:
+        """The loop that fires ticks; it needs no queue of its own."""
+        if self._scheduler is None:
+            return []
+        return [self._every("scheduler", LOOK_EVERY, self._scheduler.look, self._ticking, self._stop_asked.is_set)]
+
+    def _every(
+        self, name: str, seconds: float, do: Callable[[], Awaitable[object]], bell: Bell, ended: Callable[[], bool]
+    ) -> asyncio.Task[Any]:
+        loop = every(seconds, do, name=LOOPS[name], bell=bell, ended=ended, outage=self._outage, rng=self._host.rng)
+        return self._spawn(loop, name)
+
+    def look_at_clock(self) -> None:
+        """Cron entries have come or gone."""
+        self._ticking.ring()
 
     async def _stop(
         self, settling: asyncio.Task[Any], claiming: list[asyncio.Task[Any]], loops: list[asyncio.Task[Any]]
@@ -217,7 +256,8 @@ class Engine:
         self._stop_asked.set()
         for runner in self.crew.runners.values():
             runner.stop()
-        self._rescuing.ring()
+        for bell in (self._rescuing, self._pruning, self._ticking):
+            bell.ring()
         if not await self._all_settled(claiming, self._settings.shutdown_timeout):
             for run in self.crew.runs():
                 run.stop(Cause.STOP)

@@ -15,8 +15,23 @@ if TYPE_CHECKING:
 MAX_FRAMES = 5
 
 
+class Told(Exception):
+    """What a handler raised in another process, as that process has described it.
+
+    `trace` is its traceback as text; `is_final` says that it is not to be tried again.
+    """
+
+    def __init__(self, failure: Failure, trace: str = "", *, is_final: bool = False) -> None:
+        super().__init__(failure.error)
+        self.failure = failure
+        self.trace = trace
+        self.is_final = is_final
+
+
 def failure_of(error: BaseException, text: str | None = None) -> Failure:
     """Type, message and last frames; never raises, whatever `str(error)` does."""
+    if isinstance(error, Told):
+        return error.failure
     kind = type(error).__name__
     if text is None:
         message = _message(error)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
     from jobs_async.core.job import Job
     from jobs_async.core.options import Draft
-    from jobs_async.core.store import Clock, Store
+    from jobs_async.core.schedule import CronEntry
+    from jobs_async.core.store import Clock, Store, Tick
 
 
 class Host(Protocol):
@@ -20,3 +21,5 @@ class Host(Protocol):
     rng: Random
 
     async def enqueue(self, draft: Draft[Any], /, *, connection: object = None) -> Job[Any]: ...
+
+    async def insert_tick(self, entry: CronEntry | None, tick: Tick) -> list[Job[Any]]: ...

@@ -1,4 +1,6 @@
-"""Looking after what nobody runs any more: jobs of dead nodes, and claims of our own whose answer never arrived."""
+"""Looking after what nobody runs any more: jobs of dead nodes, claims of our own whose answer never arrived, and
+ended jobs that are kept no longer.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 APART = 1.0
 """Seconds between the next starts of jobs that died together."""
 MAX_APART = 60
+BETWEEN_BATCHES = 0.05
+"""Seconds between two batches of old jobs."""
 
 logger = logging.getLogger("jobs_async")
 
@@ -46,6 +50,7 @@ class Janitor:
         workers: Mapping[str, WorkerDef],
         node: Callable[[], str],
         max_rescues: int,
+        retention: Mapping[JobState, float],
     ) -> None:
         self._host = host
         self._crew = crew
@@ -53,6 +58,7 @@ class Janitor:
         self._workers = workers
         self._node = node
         self._lost = Lost(max_rescues)
+        self._retention = retention
         self._strays: dict[tuple[int, int], float] = {}
 
     async def sweep(self) -> None:
@@ -87,6 +93,14 @@ class Janitor:
         if worker is None:
             return apart + default_delay(retry, self._host)
         return apart + await retry_delay(worker, retry, self._host)
+
+    async def prune(self, stopping: Callable[[], bool]) -> None:
+        """Remove the jobs that are kept no longer, in batches between which claims and settlements have their turn."""
+        for state, age in self._retention.items():
+            while not stopping():
+                if await in_time(self._host.store.purge([state], age, MAX_PAGE)) < MAX_PAGE:
+                    break
+                await asyncio.sleep(BETWEEN_BATCHES)
 
     async def clear_out(self) -> None:
         """Before this node leaves: no claim is on its way any longer, so none has to be waited for."""

@@ -54,6 +54,7 @@ async def every(
 ) -> None:
     """Do something now and then every so many seconds, a little jittered, until `ended`; a ring brings it forward.
 
+    Where it answers with a number, that is how many seconds it wants to be left alone this time.
     What fails is repeated with growing pauses: no store that is away for a while ends a loop.
     """
     failures = 0
@@ -61,12 +62,13 @@ async def every(
         bell.silence()
         began = asyncio.get_running_loop().time()
         try:
-            await do()
+            answer = await do()
             failures = 0
             outage.worked(name)
         except Exception as error:
             failures += 1
             outage.failed(name, error, began)
+            answer = None
         pause = seconds if not failures else min(seconds, 0.05 * 2 ** min(failures, 10), MAX_PAUSE)
         if not ended():
-            await bell.wait(pause * rng.uniform(0.9, 1.0))
+            await bell.wait(answer if isinstance(answer, float) else pause * rng.uniform(0.9, 1.0))

@@ -10,24 +10,26 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from jobs_async.core import limits
-from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreError
+from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreClosed, StoreError, UniqueConflict
 from jobs_async.core.events import JobCancelled, QueueEvent, QueuePaused, QueueResumed
-from jobs_async.core.job import Job, JobState
+from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
 from jobs_async.core.options import Draft, EditOptions, JobOpts
-from jobs_async.core.store import JobQuery
+from jobs_async.core.query import JobQuery
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.producer import Producer, check, reason
 from jobs_async.tasks import finish_anyway
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
     from jobs_async.core.limits import Seconds
 
 R = TypeVar("R")
+ALL_AT_ONCE = 100
+"""Jobs changed in one write when many are."""
 LIMIT = "the limit of a queue (to run none, pause it)"
 
 
@@ -93,6 +95,35 @@ class Operator(Producer):
         if ended.state is not JobState.completed:
             raise ResultError(ended)
         return cast("R", ended.result)
+
+    @overload
+    def watch(self, job: Job[R], /, *, interval: Seconds = ...) -> AsyncGenerator[Job[R]]: ...
+    @overload
+    def watch(self, job: int, /, *, interval: Seconds = ...) -> AsyncGenerator[Job[Any]]: ...
+    async def watch(self, job: Job[Any] | int, /, *, interval: Seconds = 0.5) -> AsyncGenerator[Job[Any]]:
+        """The job as it is, then each record that differs (state, attempt, progress …), to the end of the job.
+
+        Looks every `interval` seconds, and at once when a job that runs here ends; which process runs it does not
+        matter. What happens and passes between two looks is not seen.
+
+        Raises:
+            JobNotFound: it is not in the store, or was deleted meanwhile.
+            StoreClosed: this Supervisor was stopped meanwhile.
+        """
+        seconds, job_id = limits.seconds(interval, "interval", exclusive=True), _id(job)
+        was_stopped, seen, record = self._was_stopped, None, await self.get(job_id)
+        while True:
+            if record != seen:
+                yield record
+            if record.state in FINAL:
+                return
+            if self._was_stopped and not was_stopped:  # while the record was looked at
+                raise StoreClosed(f"the Supervisor was stopped before job {job_id} ended")
+            seen = record
+            try:
+                record = self._typed(await self._waiters.wait(job_id, seconds))
+            except TimeoutError:
+                record = await self.get(job_id)
 
     def _typed(self, job: Job[Any]) -> Job[Any]:
         worker = self._workers.get(job.worker)
@@ -172,6 +203,74 @@ class Operator(Producer):
         if not await in_time(self.store.delete([job_id])):
             await in_time(self.store.get(job_id))
             raise IllegalTransition(f"job {job_id} is executing; cancel it first")
+
+    # --- changing many ---
+
+    async def cancel_all(self, query: JobQuery) -> int:
+        """Cancel every job of a query that has not ended; how many were cancelled, or asked to end.
+
+        The query's `limit` does not count: all that match are meant, and each is seen once. Jobs that move at the same
+        moment are left alone.
+        """
+        return await self._change_all(query, cancel, self._cancelled)
+
+    async def retry_all(self, query: JobQuery) -> int:
+        """Make every job of a query available now that is not available or running already; how many there were.
+
+        Redrives dead letters: `retry_all(JobQuery(states=[JobState.discarded], worker="resize", error="Timeout"))`. Of
+        jobs with one unique key the first comes to life. As `cancel_all` otherwise.
+        """
+        return await self._change_all(query, rerun, self._waits)
+
+    async def delete_all(self, query: JobQuery) -> int:
+        """Remove every job of a query that is not executing; how many there were. As `cancel_all` otherwise."""
+        total = 0
+        async for page in self._pages(query):
+            total += await finish_anyway(in_time(self.store.delete([job.id for job in page])))
+        return total
+
+    async def _pages(self, query: JobQuery) -> AsyncGenerator[Sequence[Job[Any]]]:
+        if not isinstance(query, JobQuery):
+            raise OptionError(f"which jobs are meant is said by a JobQuery, not by a {limits.type_name(query)}")
+        await self._ensure_open()
+        query = replace(query, limit=ALL_AT_ONCE)
+        while page := await in_time(self.store.select(query)):
+            yield page
+            query = replace(query, after=page[-1].id)
+
+    async def _change_all(
+        self,
+        query: JobQuery,
+        decide: Callable[[Job[Any]], Transition],
+        then: Callable[[Job[Any]], Awaitable[None]],
+    ) -> int:
+        async def change(page: Sequence[Job[Any]]) -> int:
+            changed = [job for job in await self._apply_legal(page, decide) if job is not None]
+            for job in changed:
+                await then(job)
+            return len(changed)
+
+        total = 0
+        async for page in self._pages(query):
+            total += await finish_anyway(change(page))
+        return total
+
+    async def _apply_legal(
+        self, page: Sequence[Job[Any]], decide: Callable[[Job[Any]], Transition]
+    ) -> Sequence[Job[Any] | None]:
+        """The records after the steps that can be; where unique keys collide, the first to come is the one."""
+        steps: list[Transition] = []
+        for job in page:
+            with suppress(IllegalTransition):
+                steps.append(decide(job))
+        try:
+            return await in_time(self.store.apply(steps))
+        except UniqueConflict:
+            applied: list[Job[Any] | None] = []
+            for step in steps:
+                with suppress(UniqueConflict):
+                    applied += await in_time(self.store.apply([step]))
+            return applied
 
     async def _change(
         self, job_id: int, decide: Callable[[Job[Any]], Transition], then: Callable[[Job[Any]], Awaitable[None]]

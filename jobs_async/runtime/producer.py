@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from jobs_async.core.job import Job
     from jobs_async.core.options import EnqueueOptions
+    from jobs_async.core.schedule import CronEntry
+    from jobs_async.core.store import Tick
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.engine import Engine
 
@@ -63,11 +65,27 @@ class Producer:
         self.rng = rng or Random()  # spreads retries and polls, keeps no secret
         self._strict = strict
         self._workers: dict[str, WorkerDef] = {}
+        self._crons: dict[str, CronEntry] = {}
         self._engine: Engine | None = None
+        self._was_stopped = False
         self._opened_by_us = False
         self._opening = asyncio.Lock()
         self._waiters = Waiters(self.store)
         self._herald = Herald(telemetry, self.clock)
+
+    @property
+    def is_running(self) -> bool:
+        """From the end of a start to the end of the stop that follows."""
+        return self._lives
+
+    @property
+    def is_stopped(self) -> bool:
+        """After a stop; a new start undoes it."""
+        return self._was_stopped
+
+    @property
+    def _lives(self) -> bool:
+        return self._engine is not None and self._engine.is_alive
 
     @overload
     async def enqueue(self, draft: Draft[R], /, *, connection: object = ...) -> Job[R]: ...
@@ -126,9 +144,9 @@ class Producer:
         await self._announce(jobs, in_transaction=True)
         return jobs
 
-    async def _insert(self, new: Sequence[NewJob]) -> list[Job[Any]]:
+    async def _insert(self, new: Sequence[NewJob], tick: Tick | None = None) -> list[Job[Any]]:
         """What is stored is told of and started, even where the caller no longer waits for it."""
-        jobs = await in_time(self.store.insert(new))
+        jobs = await in_time(self.store.insert(new, tick=tick))
         await self._announce(jobs, in_transaction=False)
         return jobs
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter
 
-from jobs_async.core.events import JobStarted, JobStuck
+from jobs_async.core.events import JobSlow, JobStarted, JobStuck
 from jobs_async.core.outcome import Cancelled, Discarded, Failure, Interrupted, Outcome
 from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.deadlines import Deadlines
 from jobs_async.runtime.loops import Bell
 from jobs_async.runtime.patience import in_time
+from jobs_async.runtime.processes import Processes
 from jobs_async.runtime.run import Cause, Run
 from jobs_async.runtime.slots import Slots
 
@@ -51,12 +52,13 @@ class QueueRunner:
         limit: int,
         *,
         host: Host,
-        node: Callable[[], str],
+        node: Callable[[], str | None],
         find: Callable[[str], WorkerDef | None],
         settler: Settler,
         herald: Herald,
         outage: Outage,
         poll_interval: float,
+        slow_after: float | None = None,
     ) -> None:
         self.name = name
         self.slots = Slots(limit)
@@ -79,12 +81,22 @@ class QueueRunner:
         self._claiming = f"claiming from queue {name}"
         self._bell = Bell()
         self._stopping = False
-        self._deadlines = Deadlines(self.runs.values())
+        self._askers: list[asyncio.Event] = []
+        self._deadlines = Deadlines(self.runs.values(), slow_after, self._slow)
         self._threads = CapacityLimiter(math.inf)  # the slots bound them
+        self._processes = Processes()
 
     def nudge(self) -> None:
         """There may be something to claim."""
         self._bell.ring()
+
+    async def look(self) -> None:
+        """Come back when a claim that began after this call has started what it brought, or none will come."""
+        if not self._stopping:
+            asked = asyncio.Event()
+            self._askers.append(asked)
+            self._bell.ring()
+            await asked.wait()
 
     def stop(self) -> None:
         """Claim no more; what runs goes on."""
@@ -97,6 +109,14 @@ class QueueRunner:
         self._bell.ring()
 
     async def loop(self) -> None:
+        """Claim and run until the stop; then no process waits for a job any longer."""
+        try:
+            await self._claim_on()
+        finally:
+            _answer(self._askers)
+            await self.dismiss()
+
+    async def _claim_on(self) -> None:
         failures = 0
         while not self._stopping:
             self._bell.silence()
@@ -105,16 +125,19 @@ class QueueRunner:
                 await self._bell.wait()
                 continue
             began = asyncio.get_running_loop().time()
+            askers, self._askers = self._askers, []
             try:
                 fetched = await in_time(self._host.store.fetch(self.name, free, node=self._node()))
                 failures = 0
                 self._outage.worked(self._claiming)
             except Exception as error:
                 failures += 1
+                self._askers += askers
                 self._outage.failed(self._claiming, error, began)
                 await self._bell.wait(min(0.05 * 2 ** min(failures, 10), MAX_PAUSE))
                 continue
-            await self._start(fetched.jobs)
+            await self.begin(fetched.jobs)
+            _answer(askers)
             if len(fetched.jobs) < free:
                 await self._bell.wait(self._pause(fetched.next_due))
 
@@ -127,7 +150,7 @@ class QueueRunner:
             next_due += self._host.rng.uniform(0, SHYNESS)
         return min(poll, next_due)
 
-    async def _start(self, jobs: Iterable[Job[Any]]) -> None:
+    async def begin(self, jobs: Iterable[Job[Any]]) -> None:
         """Run what was claimed; then see to those that nobody here can run, for that means asking the store."""
         runs = [self._admit(job) for job in jobs]
         mine = [run for run in runs if run.worker is not _NOBODY or run.outcome is not None]
@@ -138,7 +161,7 @@ class QueueRunner:
             if run.outcome is None:
                 self._running += 1
                 self.idle.clear()
-                run.start(self._threads, self._ended, self._stuck)
+                run.start(self._threads, self._processes, self._ended, self._stuck)
                 self._deadlines.watch(run)
             else:
                 self._settler.take(run, self._release)
@@ -185,9 +208,15 @@ class QueueRunner:
         self._settler.take(run, self._release)
 
     def _stuck(self, run: Run) -> None:
-        job, cause = run.job, run.cause.value if run.cause else ""
-        logger.warning("job %d (%s) goes on after it was told to end (%s)", job.id, job.worker, cause)
-        self._herald.tell_soon(lambda at: JobStuck(job=job, at=at, cause=cause))
+        job, cause, stack = run.job, run.cause.value if run.cause else "", run.whereabouts()
+        where = _where(stack)
+        logger.warning("job %d (%s) goes on after it was told to end (%s)%s", job.id, job.worker, cause, where)
+        self._herald.tell_soon(lambda at: JobStuck(job=job, at=at, cause=cause, stack=stack))
+
+    def _slow(self, run: Run, seconds: float) -> None:
+        job, stack = run.job, run.whereabouts()
+        logger.info("job %d (%s) has run for %.1f s so far%s", job.id, job.worker, seconds, _where(stack))
+        self._herald.tell_soon(lambda at: JobSlow(job=job, at=at, seconds=seconds, stack=stack))
 
     def _release(self, ended: list[Run]) -> None:
         for run in ended:
@@ -197,9 +226,22 @@ class QueueRunner:
             self.empty.set()
         self._bell.ring()
 
+    async def dismiss(self) -> None:
+        """Let no process wait for another job."""
+        await self._processes.close()
+
     def close(self) -> None:
         """Let go of what outlives the loop."""
         self._deadlines.close()
+
+
+def _where(stack: tuple[str, ...]) -> str:
+    return f"; it is in {' > '.join(stack)}" if stack else ""
+
+
+def _answer(askers: Iterable[asyncio.Event]) -> None:
+    for asked in askers:
+        asked.set()
 
 
 def _nobody(_args: Any, _ctx: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,9 @@ from jobs_async.core.outcome import (
 )
 from jobs_async.core.store import JobQuery
 from jobs_async.runtime.backoff import default_delay, retry_delay
-from jobs_async.runtime.failures import failure_of, safe
+from jobs_async.runtime.failures import Told, failure_of, safe
 from jobs_async.runtime.patience import in_time
+from jobs_async.runtime.whereabouts import of_coroutine, of_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from jobs_async.core.options import Draft
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.host import Host
+    from jobs_async.runtime.processes import Processes
 
 logger = logging.getLogger("jobs_async")
 
@@ -91,17 +94,19 @@ class Run:
     """A claimed job on its way through its handler; to the handler it is the JobContext."""
 
     __slots__ = (
-        "_began_at",
         "_done",
         "_in_thread",
         "_is_cut",
         "_loop",
         "_stuck",
+        "_thread",
+        "began_at",
         "cancelled",
         "cause",
         "deadline_at",
         "duration",
         "host",
+        "is_slow",
         "is_stuck",
         "job",
         "outcome",
@@ -120,11 +125,13 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.retry_in = 0.0
         self._in_thread = False
+        self._thread: int | None = None
         self._is_cut = False
         self.is_stuck = False
+        self.is_slow = False
         self.duration = 0.0
         self.deadline_at = NEVER
-        self._began_at = 0.0
+        self.began_at = 0.0
 
     # --- what the handler sees ---
 
@@ -165,14 +172,20 @@ class Run:
 
     # --- what the runtime does with it ---
 
-    def start(self, threads: CapacityLimiter, done: Callable[[Run], None], stuck: Callable[[Run], None]) -> None:
+    def start(
+        self,
+        threads: CapacityLimiter,
+        processes: Processes,
+        done: Callable[[Run], None],
+        stuck: Callable[[Run], None],
+    ) -> None:
         """Run the handler in a task of its own; `done` is called when it has really ended, `stuck` when it will not."""
         loop = asyncio.get_running_loop()
-        self._loop, self._began_at = loop, loop.time()
+        self._loop, self.began_at = loop, loop.time()
         if self.job.timeout_seconds is not None:
-            self.deadline_at = self._began_at + self.job.timeout_seconds
+            self.deadline_at = self.began_at + self.job.timeout_seconds
         self._done, self._stuck = done, stuck
-        self.task = asyncio.Task(self._guard(threads), loop=loop, name=self.job.worker)
+        self.task = asyncio.Task(self._guard(threads, processes), loop=loop, name=self.job.worker)
 
     def never_began(self, _task: asyncio.Task[None] | None = None) -> None:
         """A task cancelled before its first step never runs a line of its own; harmless for every other."""
@@ -203,12 +216,20 @@ class Run:
             self.is_stuck = True
             self._stuck(self)
 
-    async def _guard(self, threads: CapacityLimiter) -> None:
+    def whereabouts(self) -> tuple[str, ...]:
+        """The handler's last calls right now, innermost last; () in a process, and when it has ended."""
+        if self.worker.process or self.task is None:
+            return ()
+        if self._in_thread:
+            return of_thread(self._thread, Run._in_a_thread.__name__)
+        return of_coroutine(self.task.get_coro())
+
+    async def _guard(self, threads: CapacityLimiter, processes: Processes) -> None:
         """The boundary: nothing a handler raises gets out, not even what would end the loop."""
         current.set(self)
         value, raised = None, None
         try:
-            value = await self._call(threads)
+            value = await self._call(threads, processes)
         except BaseException as error:
             raised = error
         try:
@@ -221,19 +242,28 @@ class Run:
             if isinstance(self.outcome, Failed):
                 self.retry_in = default_delay(max(0, self.job.attempt - 1), self.host)
         raised = None  # its traceback holds this frame
-        self.duration = self._loop.time() - self._began_at
+        self.duration = self._loop.time() - self.began_at
         self._done(self)
 
-    async def _call(self, threads: CapacityLimiter) -> Any:
+    async def _call(self, threads: CapacityLimiter, processes: Processes) -> Any:
         if self.worker.is_async:
             return await self.worker.invoke(self.job.args_json, self)
+        if self.worker.process:
+            return await processes.run(self.worker, self.job)
         self._in_thread = True
-        value = await anyio.to_thread.run_sync(self.worker.invoke, self.job.args_json, self, limiter=threads)
+        value = await anyio.to_thread.run_sync(self._in_a_thread, limiter=threads)
         self._in_thread = False
         if self.cause is not None and inspect.iscoroutine(value):
             value.close()
             raise asyncio.CancelledError  # what it was to do has not been done
         return await value if inspect.isawaitable(value) else value
+
+    def _in_a_thread(self) -> Any:
+        self._thread = threading.get_ident()
+        try:
+            return self.worker.invoke(self.job.args_json, self)
+        finally:
+            self._thread = None  # another job may be next in this thread
 
     def _judge(self, error: BaseException | None, value: Any = None) -> Outcome:
         """What the end of the handler means, given why it was cancelled, if it was."""
@@ -250,7 +280,7 @@ class Run:
                 return Snoozed(seconds)
             case Cancel():
                 return Cancelled(safe(str(error)))
-            case Discard() | UnreadableArgs():
+            case Discard() | UnreadableArgs() | Told(is_final=True):
                 return Discarded(failure_of(error))
             case asyncio.CancelledError() if self.cause is not None:
                 return Interrupted()
@@ -261,6 +291,8 @@ class Run:
         """A result as JSON; one that has none does not undo the work that was done."""
         if value is None:
             return None
+        if self.worker.process:
+            return str(value)  # it is JSON already
         try:
             return self.worker.encode_result(value)
         except ArgsError as error:
@@ -275,6 +307,8 @@ class Run:
             then = f"next in {self.retry_in:.1f} s"
         told = None if self.cause is Cause.TIMEOUT else error
         what = "timed out" if told is None else "failed"
+        if isinstance(told, Told):  # our own traceback would say nothing about it
+            then, told = f"{then}\n{told.trace or told}", None
         logger.warning(
             "job %d (%s) %s in attempt %d of %d; %s",
             job.id,

@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from jobs_async.core import binding, limits
-from jobs_async.core.errors import OptionError, StoreClosed, WorkerError
-from jobs_async.core.options import NO_OPTIONS, JobOpts
-from jobs_async.core.retry import DEFAULT_STRATEGY, RetryStrategy
-from jobs_async.core.workers import (
-    Decorate,
-    DecorateWithContext,
-    Worker,
-    WorkerDef,
-    collect,
-    make_worker,
-)
+from jobs_async.core.errors import OptionError, StoreClosed
+from jobs_async.core.job import FINAL
+from jobs_async.core.workers import WorkerDef, collect
+from jobs_async.runtime.drain import Drain, DrainReport
 from jobs_async.runtime.engine import Engine, Settings, ShutdownReport
-from jobs_async.runtime.operator import Operator
 from jobs_async.runtime.producer import CLOSE_SECONDS
+from jobs_async.runtime.registrar import Registrar
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
     from random import Random
     from types import ModuleType
 
-    from typing_extensions import Unpack
-
+    from jobs_async.core.job import Job, JobState
     from jobs_async.core.limits import Seconds
-    from jobs_async.core.options import WorkerOptions
+    from jobs_async.core.schedule import CronEntry
     from jobs_async.core.store import Clock, Store
     from jobs_async.telemetry import Telemetry
-
-P = ParamSpec("P")
-C = TypeVar("C")
 
 MAX_CONCURRENCY = 10_000
 START_GRACE = 4.0
@@ -59,7 +48,7 @@ class Queue:
         return f"Queue({self.name!r}, {self.concurrency})"
 
 
-class Supervisor(Operator):
+class Supervisor(Registrar):
     """Runs the jobs of its queues, each queue on its own: one that is full or broken holds up no other.
 
     `store` is a Store or a URL ("memory://", "sqlite:///jobs.db"). `queues` maps names to concurrency, or lists Queues;
@@ -68,7 +57,10 @@ class Supervisor(Operator):
     jobs at a stop, `heartbeat` and `lease` of this node (a lease is at least 4 heartbeats), `rescue_interval` between
     two searches for the jobs of dead nodes, which are discarded after `max_rescues`. A thread watches the event loop:
     it reports what blocks it for more than a second, and keeps the lease while it is blocked, for `max_stall` seconds;
-    None: there is no such thread, and a block as long as the lease costs the running jobs.
+    None: there is no such thread, and a block as long as the lease costs the running jobs. A handler that runs for
+    longer than `slow_after` is reported once, with where it is; None: none is. `retention` is how long ended jobs are
+    kept, one duration for all or one for each final state; what is not named there is kept for ever, as everything is
+    by default.
 
     Raises:
         OptionError: something is out of bounds.
@@ -89,6 +81,8 @@ class Supervisor(Operator):
         rescue_interval: Seconds = 10.0,
         max_rescues: int = 3,
         max_stall: Seconds | None = 300.0,
+        slow_after: Seconds | None = 60.0,
+        retention: Seconds | Mapping[JobState, Seconds] | None = None,
         strict: bool = False,
         clock: Clock | None = None,
         rng: Random | None = None,
@@ -103,15 +97,17 @@ class Supervisor(Operator):
             rescue_interval=limits.seconds(rescue_interval, "rescue_interval", low=0.001),
             max_rescues=limits.integer(max_rescues, "max_rescues", 0),
             max_stall=None if max_stall is None else limits.seconds(max_stall, "max_stall"),
+            slow_after=None if slow_after is None else limits.seconds(slow_after, "slow_after", exclusive=True),
+            retention=_retention(retention),
         )
         if self._settings.lease < 4 * self._settings.heartbeat:
             raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
         self._starting = asyncio.Lock()
         self._starter: asyncio.Task[None] | None = None
-        self._was_stopped = False
         self._stops = 0
         self._stopping: asyncio.Task[ShutdownReport] | None = None
         self._shutdown_report: ShutdownReport | None = None
+        self._drains: list[Drain] = []
         for one in collect(workers):
             self._register(one)
 
@@ -119,61 +115,7 @@ class Supervisor(Operator):
         life = "running" if self.is_running else "stopped" if self._was_stopped else "not started"
         return f"Supervisor({self.store!r}, queues={self._queues!r}, {life})"
 
-    # --- workers ---
-
-    @overload
-    def worker(self, fn: Callable[P, C], /) -> Worker[P, C]: ...
-    @overload
-    def worker(self, *, context: Literal[False] = ..., **options: Unpack[WorkerOptions]) -> Decorate: ...
-    @overload
-    def worker(self, *, context: Literal[True], **options: Unpack[WorkerOptions]) -> DecorateWithContext: ...
-    def worker(self, fn: Any = None, *, context: bool = False, **options: Any) -> Any:
-        """As the module's `worker`, and registered here.
-
-        Raises:
-            WorkerError, OptionError: as `worker`; or the name is taken.
-        """
-        return make_worker(fn, context=context, options=options, then=self._declare)
-
-    def register_worker(
-        self,
-        worker: WorkerDef | str,
-        handler: Callable[[Any, Any], Any] | None = None,
-        *,
-        opts: JobOpts = NO_OPTIONS,
-        retry_strategy: RetryStrategy = DEFAULT_STRATEGY,
-    ) -> WorkerDef:
-        """Register `handler(args, ctx)` under a name, the source's form, or a worker made elsewhere. At any time.
-
-        Raises:
-            WorkerError: it cannot be a worker, or the name is taken by another.
-        """
-        if isinstance(worker, str):
-            if handler is None:
-                raise WorkerError(f"register_worker({worker!r}, ...) needs a handler")
-            worker = WorkerDef(worker, handler, opts=opts, retry_strategy=retry_strategy)
-        self._register(worker)
-        return worker
-
-    def _declare(self, worker: WorkerDef) -> None:
-        self._register(worker, declared=True)
-
-    def _register(self, worker: WorkerDef, *, declared: bool = False) -> None:
-        if self._workers.setdefault(worker.name, worker) is not worker:
-            raise WorkerError(f"a worker named {worker.name!r} is registered already; give this one another name=")
-        binding.attach(worker, self, declared=declared)
-
     # --- life time ---
-
-    @property
-    def is_running(self) -> bool:
-        """From the end of a start to the end of the stop that follows."""
-        return self._engine is not None and self._engine.is_alive
-
-    @property
-    def is_stopped(self) -> bool:
-        """After a stop; a new start undoes it."""
-        return self._was_stopped
 
     @property
     def shutdown_report(self) -> ShutdownReport | None:
@@ -196,7 +138,7 @@ class Supervisor(Operator):
         """
         stops = self._stops
         async with self._starting:
-            if self.is_running:
+            if self._lives:
                 return
             if self._stops != stops:
                 raise StoreClosed("the Supervisor was stopped before it had started")
@@ -224,14 +166,7 @@ class Supervisor(Operator):
             if self._queues and worker.opts.queue not in self._queues:
                 logger.info("jobs of %s go to queue %s, which is not run here", worker.name, worker.opts.queue)
         await self._ensure_open()
-        engine = Engine(
-            self,
-            queues=self._queues,
-            workers=self._workers,
-            settings=self._settings,
-            telemetry=self.telemetry,
-            settled=self._waiters.settled,
-        )
+        engine = self._made(crons=self._crons)
         try:
             await engine.start()
         except BaseException:
@@ -239,6 +174,22 @@ class Supervisor(Operator):
             raise
         self._engine, self._was_stopped = engine, False
         binding.changed()
+
+    def _made(self, crons: Mapping[str, CronEntry] | None) -> Engine:
+        return Engine(
+            self,
+            queues=self._queues,
+            workers=self._workers,
+            settings=self._settings,
+            telemetry=self.telemetry,
+            settled=self._settled,
+            crons=crons,
+        )
+
+    def _settled(self, job: Job[Any]) -> None:
+        self._waiters.settled(job)
+        for drain in self._drains:
+            drain.settled(job)
 
     async def stop(self) -> ShutdownReport:
         """Claim no more, let running jobs finish for `shutdown_timeout` seconds, cancel the rest, hand them back.
@@ -255,6 +206,8 @@ class Supervisor(Operator):
 
     async def _stop(self) -> ShutdownReport:
         self._stops += 1  # whoever waits for the lock to start is called off as well
+        if self._engine is not None:
+            self._engine.ask_to_stop()  # a drain may hold the lock
         if (starter := self._starter) is not None:
             await asyncio.wait({starter}, timeout=START_GRACE)
             starter.cancel()
@@ -278,6 +231,49 @@ class Supervisor(Operator):
         await self._close_store()
         return report
 
+    async def drain(self, *, with_scheduled: bool = False, timeout: Seconds | None = None) -> DrainReport:
+        """Run jobs until nothing in the queues of this Supervisor could start and nothing runs; for tests and batches.
+
+        A running Supervisor goes on as before. One that was not started runs for as long as this takes, fires no cron
+        ticks and keeps its store open. Paused queues do not count, nor do jobs whose time has not come:
+        `with_scheduled` brings those forward, each once an attempt.
+
+        Raises:
+            OptionError: this Supervisor runs no queues.
+            TimeoutError: `timeout` seconds have passed; what runs here is treated as by a stop.
+            StoreClosed: this Supervisor was stopped meanwhile.
+        """
+        if not self._queues:
+            raise OptionError("a Supervisor without queues has nothing to drain")
+        seconds = None if timeout is None else limits.seconds(timeout, "timeout")
+        if self._engine is not None and self._lives:
+            return await self._drain(self._engine, with_scheduled, seconds)
+        async with self._starting:
+            await self._ensure_open()
+            engine = self._engine = self._made(crons=None)
+            try:
+                await engine.start()
+                binding.changed()
+                return await self._drain(engine, with_scheduled, seconds)
+            finally:
+                await to_the_end(self._leave(engine))
+
+    async def _drain(self, engine: Engine, with_scheduled: bool, timeout: float | None) -> DrainReport:
+        drain = Drain(self.store, engine, list(self._queues), with_scheduled=with_scheduled)
+        self._drains.append(drain)
+        try:
+            async with asyncio.timeout(timeout):
+                return await drain.run()
+        finally:
+            self._drains.remove(drain)
+
+    async def _leave(self, engine: Engine) -> None:
+        """The end of an engine that lived for a drain."""
+        engine.ask_to_stop()
+        await engine.ended()
+        self._engine = None
+        binding.changed()
+
     async def run(self) -> None:
         """Start, and come back when stopped: a task to be run beside a server. Cancelling it stops."""
         async with self:
@@ -298,6 +294,16 @@ class Supervisor(Operator):
         """For `Starlette(lifespan=jobs.lifespan)` and `FastAPI(lifespan=jobs.lifespan)`."""
         async with self:
             yield
+
+
+def _retention(given: Seconds | Mapping[JobState, Seconds] | None) -> dict[JobState, float]:
+    if given is None:
+        return {}
+    asked: Mapping[JobState, Seconds] = given if isinstance(given, Mapping) else dict.fromkeys(sorted(FINAL), given)
+    for state in asked:
+        if state not in FINAL:
+            raise OptionError(f"retention is for ended jobs: {', '.join(map(str, sorted(FINAL)))}; not for {state}")
+    return {state: limits.seconds(age, f"the retention of {state} jobs") for state, age in asked.items()}
 
 
 def _concurrency(queues: Mapping[str, int] | Iterable[Queue] | None) -> dict[str, int]:

@@ -68,7 +68,7 @@ class MemoryStore(Store):
     async def insert(self, new: Sequence[NewJob], *, tick: Tick | None = None) -> list[Job[Any]]:
         now = self._clock.now()
         spent = self._ticks.setdefault(tick.name, {}) if tick else {}
-        if tick and tick.at in spent:
+        if tick and (tick.at in spent or self._has_not_missed(tick)):
             return []
         undo: list[tuple[int, Job[Any] | None]] = []
         try:
@@ -86,6 +86,10 @@ class MemoryStore(Store):
             spent[tick.at] = jobs[0].id if jobs else None
         self._evict()
         return [_apart(job) for job in jobs]
+
+    def _has_not_missed(self, tick: Tick) -> bool:
+        """A late tick of what was not yet an entry then."""
+        return tick.late is not None and not any(at < tick.at for at in self._ticks.get(tick.late, ()))
 
     def _admit(self, new: NewJob, now: datetime, undo: list[tuple[int, Job[Any] | None]]) -> Job[Any]:
         """Insert one, or find the job that stands in its way."""
@@ -173,26 +177,18 @@ class MemoryStore(Store):
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         now = self._clock.now()
-        states = None if query.states is None else frozenset(query.states)
-
-        def wanted(job: Job[Any]) -> bool:
-            return (
-                (states is None or job.state in states)
-                and (query.queue is None or job.queue == query.queue)
-                and (query.worker is None or job.worker == query.worker)
-                and (query.node is None or job.node == query.node)
-                and (query.after is None or (job.id < query.after if query.newest_first else job.id > query.after))
-                and (not query.orphaned or self._is_orphan(job))
-                and (query.older_than is None or _runs_longer(job, query.older_than, now))
-            )
-
-        return [_apart(job) for job in islice(filter(wanted, self._candidates(query)), query.limit)]
+        found = (
+            job
+            for job in self._candidates(query)
+            if query.accepts(job, now) and (not query.orphaned or self._is_orphan(job))
+        )
+        return [_apart(job) for job in islice(found, query.limit)]
 
     def _candidates(self, query: JobQuery) -> Iterator[Job[Any]]:
         ids: Iterable[int] = self._jobs
         if query.ids is not None:
             ids = sorted({job_id for job_id in query.ids if job_id in self._jobs})
-        elif query.orphaned or query.older_than is not None or query.states == [JobState.executing]:
+        elif query.orphaned or query.older_than is not None or query.states == (JobState.executing,):
             ids = sorted(self._executing)
         ordered = reversed(list(ids)) if query.newest_first else iter(list(ids))
         return (self._jobs[job_id] for job_id in ordered)
@@ -339,8 +335,3 @@ class _Lifeline:
 def _apart(job: Job[Any]) -> Job[Any]:
     """The record as it is handed out: a result that can be changed is a copy, so that nobody changes the stored one."""
     return replace(job, result=deepcopy(job.result)) if type(job.result) in _CHANGEABLE else job
-
-
-def _runs_longer(job: Job[Any], seconds: float, now: datetime) -> bool:
-    since = job.attempted_at
-    return job.state is JobState.executing and since is not None and now - since > timedelta(seconds=seconds)

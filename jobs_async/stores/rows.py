@@ -65,6 +65,7 @@ def to_row(job: Job[Any]) -> tuple[object, ...]:
         job.correlation_id,
         dumps(job.tags) if job.tags else None,
         job.meta_json,
+        job.external_id,
     )
 
 
@@ -96,6 +97,7 @@ def to_job(row: Sequence[Any]) -> Job[Any]:
         correlation_id=row[22],
         tags=() if row[23] is None else tuple(_loads(row[23])),
         meta_json=row[24],
+        external_id=row[25],
     )
 
 

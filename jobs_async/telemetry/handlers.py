@@ -18,6 +18,7 @@ from jobs_async.core.events import (
     JobInterrupted,
     JobRescued,
     JobResult,
+    JobSlow,
     JobStuck,
     LeaseLost,
     LoopStalled,
@@ -118,6 +119,9 @@ def _about_job(event: JobEvent) -> str:
             return f"in {event.duration_ms} ms"
         case JobStuck():
             return f"goes on after it was told to end ({event.cause})"
+        case JobSlow():
+            where = f", now at {event.stack[-1]}" if event.stack else ""
+            return f"has run for {event.seconds:.1f} s so far{where}"
         case StaleSettlement():
             return f"({job.queue}) was stale, its outcome is dropped"
         case _:

@@ -1,10 +1,11 @@
-"""A clock that stands still until it is told to move."""
+"""Clocks for tests: one that stands still until it is told to move, and one that runs and can be put forward."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from jobs_async.clock import SystemClock
 from jobs_async.core import limits
 
 if TYPE_CHECKING:
@@ -46,3 +47,24 @@ class FakeClock:
         """Start the machine anew: another identity, and seconds from zero."""
         self._boot += 1
         self._up = timedelta()
+
+
+class TravelClock(SystemClock):
+    """Real time, and what it was put forward by: for tests that let days pass between two lines."""
+
+    __slots__ = ("_ahead",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self._ahead
+
+    def uptime(self) -> tuple[str, float]:
+        boot, seconds = super().uptime()
+        return boot, seconds + self._ahead.total_seconds()
+
+    def advance(self, step: Seconds) -> None:
+        """Let time pass: on the wall and since boot."""
+        self._ahead += timedelta(seconds=limits.seconds(step, "step"))

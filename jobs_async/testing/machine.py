@@ -58,8 +58,8 @@ def _one_of_each(**fields: Sequence[object]) -> st.SearchStrategy[dict[str, Any]
     return st.sampled_from([dict(zip(fields, values, strict=True)) for values in product(*fields.values())])
 
 
-def _new(place: dict[str, Any], keys: dict[str, Any], times: dict[str, Any]) -> NewJob:
-    return NewJob(args_json="{}", **place, **keys, **times)
+def _new(place: dict[str, Any], keys: dict[str, Any], times: dict[str, Any], marks: dict[str, Any]) -> NewJob:
+    return NewJob(args_json="{}", **place, **keys, **times, **marks)
 
 
 def _ends(outcome: Outcome) -> Step:
@@ -98,6 +98,8 @@ _WISHES: dict[str, Step] = {
     "put off": lambda job: edit(job, NO_PATCH, 45.0),
     "let be due": lambda job: edit(job, NO_PATCH, 0.0),
 }
+_FOR_RUNS = st.sampled_from([*sorted(_OUTCOMES), "cancel"])
+"""What happens to a run. A wish to cancel is among it, for it comes between a run and its end."""
 _QUEUES = st.sampled_from(["a", "b"])
 _KEYS = [None, None, "k", "l"]
 _NEW = st.builds(
@@ -106,13 +108,37 @@ _NEW = st.builds(
     _one_of_each(worker=["x", "y"], queue=["a", "b"], priority=[0, -1, 1]),
     _one_of_each(unique_key=_KEYS, unique_strategy=list(UniqueStrategy), idempotency_key=_KEYS),
     _one_of_each(delay=[None, None, 0.0, 5.0, 60.0], max_attempts=[20, 2, 1]),
+    _one_of_each(external_id=[None, "e", "f"], tags=[(), ("t",), ("t", "u")]),
 )
 _QUERIES = _one_of_each(
     queue=[None, "a"], worker=[None, "x"], orphaned=[False, True], older_than=[None, None, 0.0, 5.0]
 )
+_CONDITIONS = st.sampled_from(
+    [
+        {},
+        {"due": True},
+        {"due": True, "queue": ["b", "c"]},
+        {"queue": ["a", "c"], "worker": ["y", "x"]},
+        {"tags": ["t"]},
+        {"tags": ["u", "t"]},
+        {"external_id": "e"},
+        {"external_id": ["e", "f"], "due": True},
+        {"error": "boom"},
+        {"error": LOST},
+        {"args": {"edited": True}},
+        {"args": {"edited": 1}},
+        {"inserted_since": START + timedelta(seconds=5)},
+        {"inserted_before": START + timedelta(seconds=5)},
+        {"ended_since": START + timedelta(seconds=5)},
+        {"ended_before": START + timedelta(seconds=5)},
+    ]
+)
 _PAGES = _one_of_each(newest_first=[True, False], limit=[100, 2, 1])
 _TICKS = st.builds(
-    Tick, st.sampled_from(["hourly", "nightly"]), st.sampled_from([START, START + timedelta(microseconds=1)])
+    Tick,
+    st.sampled_from(["hourly", "nightly"]),
+    st.sampled_from([START, START + timedelta(microseconds=1)]),
+    st.sampled_from([None, "hourly", "nightly"]),
 )
 _STATES = st.sets(st.sampled_from(JobState), max_size=4)
 _MOVES: dict[str, Callable[[FakeClock], None]] = {
@@ -224,7 +250,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         target=jobs,
         steps=st.lists(
-            st.tuples(running, st.sampled_from(sorted(_OUTCOMES))) | st.tuples(jobs, st.sampled_from(sorted(_WISHES))),
+            st.tuples(running, _FOR_RUNS) | st.tuples(jobs, st.sampled_from(sorted(_WISHES))),
             min_size=1,
             max_size=4,
         ),
@@ -311,6 +337,11 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         ids = None if some is None else [job.id for job in some]
         query = JobQuery(ids=ids, states=states, after=None if after is None else after.id, **conditions, **page)
+        assert self.run(self.store.select(query)) == self.model.select(query)
+
+    @rule(conditions=_CONDITIONS, page=_PAGES)
+    def select_by_condition(self, conditions: dict[str, Any], page: dict[str, Any]) -> None:
+        query = JobQuery(**conditions, **page)
         assert self.run(self.store.select(query)) == self.model.select(query)
 
     @invariant()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec.structs import asdict, replace
 
@@ -42,19 +42,19 @@ class Model:
         self.jobs: Rows = {}
         self.queues: dict[str, QueueInfo] = {}
         self.leases: dict[str, tuple[str, float]] = {}
-        self.ticks: set[Tick] = set()
+        self.ticks: set[tuple[str, datetime]] = set()
         self.last_id = 0
 
     def insert(self, new: Sequence[NewJob], tick: Tick | None, given: Iterator[int]) -> list[Job[Any]]:
         """The answer to an insert for which the store gave these ids; raises what the store must raise."""
-        if tick in self.ticks:
+        if tick is not None and self._is_spent(tick):
             return []
         jobs = dict(self.jobs)
         answer = [self._admit(jobs, item, given) for item in new]
         self.jobs = jobs
         self.last_id = max([self.last_id, *jobs])
         if tick is not None:
-            self.ticks.add(tick)
+            self.ticks.add((tick.name, tick.at))
         return answer
 
     def _admit(self, jobs: Rows, new: NewJob, given: Iterator[int]) -> Job[Any]:
@@ -128,21 +128,33 @@ class Model:
             began = job.attempted_at if job.state is JobState.executing else None
             return began is not None and self.clock.now() - began > timedelta(seconds=seconds)
 
+        def is_due(job: Job[Any]) -> bool:
+            waits = job.state in {JobState.scheduled, JobState.retryable}
+            return job.state is JobState.available or (waits and self.clock.now() >= job.scheduled_at)
+
         def wanted(job: Job[Any]) -> bool:
             after = query.after
             return all(
                 (
                     query.ids is None or job.id in query.ids,
                     states is None or job.state in states,
-                    query.queue in (None, job.queue),
-                    query.worker in (None, job.worker),
+                    query.queues is None or job.queue in query.queues,
+                    query.workers is None or job.worker in query.workers,
                     not query.orphaned or is_orphan(job),
-                    query.older_than is None or runs_longer(job, query.older_than),
+                    query.age is None or runs_longer(job, query.age),
                     after is None or (job.id < after if query.newest_first else job.id > after),
+                    not query.due or is_due(job),
+                    *_says(job, query),
+                    *_fits_in_time(job, query),
                 )
             )
 
         return wanted
+
+    def _is_spent(self, tick: Tick) -> bool:
+        """Or late, and of an entry that nobody remembers from before."""
+        earlier = any(name == tick.late and at < tick.at for name, at in self.ticks)
+        return (tick.name, tick.at) in self.ticks or (tick.late is not None and not earlier)
 
     def rescue(self, query: JobQuery, lost: Lost) -> int:
         steps = [decide(job, lost) for job in self.select(query)]
@@ -186,6 +198,34 @@ class Model:
 
 def identity(job: Job[Any]) -> int:
     return job.id
+
+
+def _says(job: Job[Any], query: JobQuery) -> Iterator[bool]:
+    """Whether what a job is called and carries is what was asked for, one condition after the other."""
+    yield query.external_ids is None or job.external_id in query.external_ids
+    yield query.correlation_id is None or query.correlation_id == job.correlation_id
+    yield query.node is None or query.node == job.node
+    yield not set(query.tags or ()).difference(job.tags)
+    yield query.error is None or bool(job.errors and query.error in job.errors[-1].error)
+    yield _with_kinds(query.args or {}) <= _with_kinds(job.args)
+
+
+def _with_kinds(args: Any) -> set[tuple[str, bool, object]]:
+    """The arguments that hold no others, with whether they are booleans, for 1 equals True in a set."""
+    named = cast("dict[str, Any]", args) if isinstance(args, dict) else {}
+    return {
+        (name, isinstance(value, bool), value) for name, value in named.items() if not isinstance(value, dict | list)
+    }
+
+
+def _fits_in_time(job: Job[Any], query: JobQuery) -> Iterator[bool]:
+    """Whether a job came and ended when it was asked for."""
+    for at, since, before in (
+        (job.inserted_at, query.inserted_since, query.inserted_before),
+        (job.completed_at, query.ended_since, query.ended_before),
+    ):
+        yield since is None or (at is not None and since <= at)
+        yield before is None or (at is not None and before > at)
 
 
 def plain(records: Sequence[NewJob | Job[Any]]) -> list[dict[str, Any]]:

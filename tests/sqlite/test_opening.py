@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -15,12 +17,17 @@ from tempfile import mkdtemp
 import pytest
 
 from jobs_async.core.errors import OptionError, SchemaError, StoreClosed, StoreError
-from jobs_async.core.job import JobState
+from jobs_async.core.job import FINAL, ErrorRecord, JobState, Progress
+from jobs_async.core.store import JobQuery
 from jobs_async.runtime.supervisor import Supervisor
+from jobs_async.stores.sql import migrations
 from jobs_async.stores.sqlite import SqliteStore
-from tests.sqlite.support import PATIENCE, ask, change, new, open_files, running, threads, until
+from tests.sqlite.support import PATIENCE, ask, change, done, new, open_files, running, threads, until
 
 NOBODY = 65534
+PACKAGE = "jobs_async.stores.sqlite"
+APPLIED = [(version,) for version, _ in migrations(PACKAGE)]
+"""What the table of migrations holds in a file that is up to date."""
 
 
 def says(process: subprocess.Popen[str]) -> str:
@@ -47,7 +54,7 @@ async def test_eight_tasks_and_four_processes_that_open_a_fresh_file_at_once_cre
             assert [await asyncio.to_thread(says, process) for process in others] == ["stored"] * 4
             assert await stores[0].tally() == {("default", JobState.available): 12}
             await asyncio.gather(*(store.close() for store in stores))
-    assert ask(path, "SELECT version FROM jobs_async_migrations") == [(1,)]
+    assert ask(path, "SELECT version FROM jobs_async_migrations") == APPLIED
     assert ask(path, "PRAGMA journal_mode") == [("wal",)]
 
 
@@ -56,7 +63,105 @@ async def test_a_file_opened_again_keeps_its_jobs_and_its_schema(path: Path) -> 
         async with SqliteStore(path) as store:
             await store.insert([new()])
             assert await store.tally() == {("default", JobState.available): count}
-    assert ask(path, "SELECT version FROM jobs_async_migrations") == [(1,)]
+    assert ask(path, "SELECT version FROM jobs_async_migrations") == APPLIED
+
+
+OLD_COLUMNS = """
+    id, state, queue, worker, args, priority, attempt, max_attempts, scheduled_at, inserted_at, attempted_at,
+    completed_at, rescues, claim, node, timeout_seconds, cancel_requested, progress, result, errors,
+    unique_key, idempotency_key, correlation_id, tags, meta
+"""
+
+
+def first_version(path: Path) -> None:
+    """A file as the first version left it: a job in every state, with every column in use, and all else it kept."""
+    [(version, script), *_] = migrations(PACKAGE)
+    assert version == 1
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(script)
+        connection.execute(
+            "CREATE TABLE jobs_async_migrations (version INTEGER NOT NULL PRIMARY KEY, applied_at TEXT NOT NULL) STRICT"
+        )
+        connection.execute("INSERT INTO jobs_async_migrations VALUES (1, datetime('now'))")
+        for state in JobState:
+            connection.execute(
+                f"INSERT INTO jobs_async_jobs ({OLD_COLUMNS}) VALUES ({', '.join('?' * 25)})", old_row(state)
+            )
+        connection.execute("INSERT INTO jobs_async_queues VALUES ('paused', 1, 3)")
+        connection.execute("INSERT INTO jobs_async_ticks VALUES ('nightly', 1, 10)")
+        connection.commit()
+
+
+def old_row(state: JobState) -> tuple[object, ...]:
+    return (
+        *(int(state) + 10, int(state), "default", "work", '{"a":1}', -5, 2, 7),
+        *(1_000_000, 2_000_000, 3_000_000, 4_000_000 if state in FINAL else None),
+        *(1, 3, "node", 12.5, 0, '{"fraction":0.5,"note":"half"}', '{"b":2}' if state is JobState.completed else None),
+        *('[{"attempt":1,"type":"E","error":"E: boom"}]', f"u{state:d}", f"i{state:d}", "c", '["t"]', '{"m":1}'),
+    )
+
+
+def dated(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+async def test_a_file_of_the_first_version_is_brought_up_to_date_and_keeps_what_it_held(path: Path) -> None:
+    first_version(path)
+    before = ask(path, f"SELECT {OLD_COLUMNS} FROM jobs_async_jobs")
+    async with SqliteStore(path) as store:
+        jobs = {job.state: job for job in await store.select(JobQuery())}
+        queues = await store.queues()
+        [added] = await store.insert([new(external_id="order 7")])
+        assert await store.select(JobQuery(external_id="order 7")) == [added]
+    assert ask(path, "SELECT version FROM jobs_async_migrations") == APPLIED
+    assert ask(path, f"SELECT {OLD_COLUMNS} FROM jobs_async_jobs WHERE id <> ?", added.id) == before
+    assert ask(path, "SELECT name, at, job_id FROM jobs_async_ticks") == [("nightly", 1, 10)]
+    assert (queues["paused"].paused, queues["paused"].limit) == (True, 3)
+    assert jobs.keys() == set(JobState)
+    for state, job in jobs.items():
+        assert (job.id, job.external_id, job.args, job.meta, job.tags) == (state + 10, None, {"a": 1}, {"m": 1}, ("t",))
+        assert (job.scheduled_at, job.inserted_at, job.attempted_at) == (dated(1), dated(2), dated(3))
+        assert job.completed_at == (dated(4) if state in FINAL else None)
+        assert (job.progress, job.errors) == (
+            Progress(0.5, "half"),
+            (ErrorRecord(attempt=1, type="E", error="E: boom"),),
+        )
+        assert (job.unique_key, job.idempotency_key, job.correlation_id) == (f"u{state:d}", f"i{state:d}", "c")
+    assert jobs[JobState.completed].result == {"b": 2}
+
+
+async def test_jobs_of_the_first_version_are_run_and_settled(path: Path) -> None:
+    first_version(path)
+    async with SqliteStore(path) as store:
+        jobs = (await store.fetch("default", 10, node=None)).jobs
+        assert {job.id - 10 for job in jobs} == {JobState.available, JobState.scheduled, JobState.retryable}
+        assert all(await store.apply([done(job) for job in jobs]))
+        [twin] = await store.insert([new(unique_key=f"u{JobState.executing:d}")])
+        assert (twin.duplicate, twin.id - 10) == (True, JobState.executing)
+    async with SqliteStore(path) as store:
+        assert await store.tally() == {
+            ("default", JobState.completed): 4,
+            ("default", JobState.executing): 1,
+            ("default", JobState.discarded): 1,
+            ("default", JobState.cancelled): 1,
+        }
+
+
+def schema(path: Path) -> list[tuple[object, ...]]:
+    return ask(path, "SELECT type, name, tbl_name FROM sqlite_schema WHERE name LIKE 'jobs_async_%' ORDER BY name")
+
+
+async def test_a_file_brought_up_to_date_and_a_fresh_one_are_alike(path: Path) -> None:
+    first_version(path)
+    fresh = path.with_name("fresh.db")
+    for file in (path, fresh):
+        async with SqliteStore(file):
+            pass
+    assert schema(path) == schema(fresh)
+    for table in [name for kind, name, _ in schema(fresh) if kind == "table"]:
+        columns = "SELECT * FROM pragma_table_info(?)"
+        assert ask(path, columns, table) == ask(fresh, columns, table), table
 
 
 async def test_the_tables_of_an_application_live_beside_the_jobs(path: Path) -> None:

@@ -4,7 +4,7 @@
 INSERT INTO jobs_async_jobs (
     state, queue, worker, args, priority, attempt, max_attempts, scheduled_at, inserted_at, attempted_at,
     completed_at, rescues, claim, node, timeout_seconds, cancel_requested, progress, result, errors,
-    unique_key, idempotency_key, correlation_id, tags, meta
+    unique_key, idempotency_key, correlation_id, tags, meta, external_id
 )
 SELECT * FROM (VALUES :rows) WHERE column1 IS NOT NULL
 RETURNING id
@@ -22,7 +22,9 @@ CROSS JOIN jobs_async_jobs
     AND idempotency_key IS NOT NULL
 
 -- name: spend_tick
-INSERT INTO jobs_async_ticks (name, at, job_id) VALUES (:name, :at, NULL)
+INSERT INTO jobs_async_ticks (name, at, job_id)
+SELECT :name, :at, NULL
+WHERE (:late IS NULL OR EXISTS (SELECT 1 FROM jobs_async_ticks WHERE name = :late AND at < :at))
 ON CONFLICT DO NOTHING
 RETURNING at
 
@@ -108,6 +110,37 @@ AND NOT EXISTS (
     WHERE owner.id = job.node
         AND owner.boot = :boot
         AND owner.expires_at > :uptime
+)
+
+-- name: has_tags
+NOT EXISTS (SELECT 1 FROM json_each(:tags) AS wanted WHERE wanted.value NOT IN (SELECT value FROM json_each(tags)))
+
+-- name: has_args
+NOT EXISTS (
+    SELECT 1 FROM json_each(:args) AS wanted
+    WHERE NOT EXISTS (
+        SELECT 1 FROM json_each(job.args) AS given
+        WHERE given.key = wanted.key
+            AND replace(given.type, 'real', 'integer') = replace(wanted.type, 'real', 'integer')
+            AND given.atom IS wanted.atom
+    )
+)
+
+-- name: is_due
+id IN (
+    SELECT id FROM jobs_async_jobs WHERE state = 0
+    UNION ALL
+    SELECT id FROM jobs_async_jobs WHERE state IN (3, 6) AND scheduled_at <= :now
+)
+
+-- name: is_due_in
+id IN (
+    SELECT id FROM jobs_async_jobs WHERE queue IN (SELECT value FROM json_each(:queues)) AND state = 0
+    UNION ALL
+    SELECT id FROM jobs_async_jobs
+    WHERE queue IN (SELECT value FROM json_each(:queues))
+        AND state IN (3, 6)
+        AND scheduled_at <= :now
 )
 
 -- name: delete

@@ -117,9 +117,11 @@ def _idempotent(item: NewJob) -> tuple[str, str] | None:
 
 
 async def _spend(session: Session, tick: Tick) -> bool:
+    if not await session.rows(SQL["spend_tick"], {**_tick(tick), "late": tick.late}):
+        return False
     before = rows.micros(tick.at - TICKS_KEPT)
     await session.rows(SQL["forget_ticks"], {"name": tick.name, "before": before})
-    return bool(await session.rows(SQL["spend_tick"], _tick(tick)))
+    return True
 
 
 def _tick(tick: Tick) -> dict[str, object]:

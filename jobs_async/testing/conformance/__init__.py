@@ -23,6 +23,7 @@ from jobs_async.core.store import Store
 from jobs_async.testing.clock import FakeClock
 from jobs_async.testing.conformance import (
     apply,
+    conditions,
     fence,
     fetch,
     insert,
@@ -48,5 +49,5 @@ def _checks(module: ModuleType) -> Iterator[Check]:
             yield value
 
 
-_MODULES = (insert, unique, fetch, fence, apply, select, queues, nodes, verbs, values, load)
+_MODULES = (insert, unique, fetch, fence, apply, select, conditions, queues, nodes, verbs, values, load)
 CHECKS: tuple[Check, ...] = tuple(check for module in _MODULES for check in _checks(module))

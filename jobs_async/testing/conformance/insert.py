@@ -126,6 +126,19 @@ async def a_tick_is_one_name_and_one_instant(store: Store, clock: FakeClock) -> 
     assert len(await dump(store)) == 4
 
 
+async def a_late_tick_counts_only_where_an_earlier_one_is_remembered(store: Store, clock: FakeClock) -> None:
+    """What was not yet an entry at that instant has not missed it; and a late tick is spent once, as every other."""
+    at, minute = clock.now(), timedelta(minutes=1)
+    late = Tick("t", at, late="begun")
+    assert await store.insert([new()], tick=late) == []
+    for name, begun in (("begun", at), ("begun", at + minute), ("t", at - minute), ("other", at - minute)):
+        await store.insert([], tick=Tick(name, begun))
+        assert await store.insert([new()], tick=late) == []
+    await store.insert([], tick=Tick("begun", at - timedelta(days=30)))
+    assert len(await store.insert([new()], tick=late)) == 1
+    assert await store.insert([new()], tick=late) == []
+
+
 async def a_tick_is_spent_where_uniqueness_skips_it(store: Store, clock: FakeClock) -> None:
     """An overlapping run skips its tick for good: it does not come back when the key is free."""
     held = await waiting(store, unique_key="k")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.errors import JobNotFound
 from jobs_async.core.job import JobState, Progress
@@ -47,6 +47,7 @@ async def text_comes_back_as_it_went(store: Store, clock: FakeClock) -> None:
             unique_key=text,
             idempotency_key=text,
             correlation_id=text,
+            external_id=text,
             tags=(text, "plain", text),
             meta={text: {"text": text}},
         )
@@ -55,11 +56,13 @@ async def text_comes_back_as_it_went(store: Store, clock: FakeClock) -> None:
         await joined(store, text, host=text, version=text, queues={text: 1}, workers=(text,))
         [claimed] = (await store.fetch(text, 5, node=text)).jobs
         assert (claimed.worker, claimed.queue, claimed.unique_key, claimed.idempotency_key) == (text,) * 4
-        assert (claimed.correlation_id, claimed.node, claimed.args) == (text, text, {text: [text]})
+        assert (claimed.correlation_id, claimed.external_id, claimed.node) == (text, text, text)
+        assert claimed.args == {text: [text]}
         assert (claimed.tags, claimed.meta) == ((text, "plain", text), {text: {"text": text}})
         assert claimed.args_json == job.args_json
-        for query in (JobQuery(queue=text), JobQuery(worker=text), JobQuery(queue=text, worker=text)):
-            assert await store.select(query) == [claimed]
+        for fields in (("queue",), ("worker",), ("correlation_id",), ("external_id",), ("node",), ("queue", "worker")):
+            conditions: dict[str, Any] = dict.fromkeys(fields, text)
+            assert await store.select(JobQuery(**conditions)) == [claimed]
         assert (await store.insert([draft]))[0].id == job.id
         known = {node.id: node for node in await store.nodes()}[text]
         assert (known.host, known.version, dict(known.queues), known.workers) == (text, text, {text: 1}, (text,))
@@ -88,9 +91,11 @@ async def text_of_a_run_comes_back_as_it_went(store: Store, clock: FakeClock) ->
 
 async def text_means_nothing_to_a_search(store: Store, clock: FakeClock) -> None:
     """Names are compared, never matched: no wildcard, no folding of case."""
-    await store.insert([new("Work", queue="Queue"), new("w%", queue="q_")])
+    await store.insert([new("Work", queue="Queue", external_id="Order"), new("w%", queue="q_", external_id="o%")])
     for text in ("work", "w_", "%", "*", "Wor", "Work "):
         assert await store.select(JobQuery(worker=text)) == []
+    for text in ("order", "o_", "%", "*", "Orde", "Order "):
+        assert await store.select(JobQuery(external_id=text)) == []
     for text in ("queue", "q%", "__", "?", "Queue "):
         assert await store.select(JobQuery(queue=text)) == []
         assert (await store.fetch(text, 1, node=None)).jobs == []

@@ -1,0 +1,181 @@
+"""Handlers in worker processes: started when a job needs one, kept for the next, killed when it is cut.
+
+    run ── request ──► child: imports the worker, calls it ──► reply ── parked for the next job ──► killed at the stop
+     └── cancelled: killed at once, with all that it has started
+
+The pipes carry JSON: a worker's place in the code, the stored arguments, and how it ended. A child that loses its
+parent ends at once, so none outlives it. Started anew costs what importing the worker's module costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from jobs_async.core.errors import WorkerError
+from jobs_async.core.outcome import Cancel, Failure, Snooze
+from jobs_async.core.workers import place_of
+from jobs_async.runtime.child import (
+    HEAD,
+    Cancelling,
+    Raised,
+    Reply,
+    Request,
+    Returned,
+    Snoozing,
+    framed,
+    is_loading_program,
+)
+from jobs_async.runtime.failures import Told
+from jobs_async.tasks import to_the_end
+
+if TYPE_CHECKING:
+    from anyio.abc import Process
+
+    from jobs_async.core.job import Job
+    from jobs_async.core.workers import WorkerDef
+
+KILL_GRACE = 2.0
+"""Seconds a killed process has to be gone; more than that takes a disk that does not answer."""
+CHILD = "import sys; sys.path[:] = sys.argv[1:]; del sys.argv[1:]; from jobs_async.runtime.child import serve; serve()"
+
+logger = logging.getLogger("jobs_async")
+
+_replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+
+
+class Processes:
+    """The worker processes of one queue, as many as it has run jobs at once; its slots bound them."""
+
+    def __init__(self) -> None:
+        if is_loading_program():
+            raise WorkerError(
+                "a worker process must not start a Supervisor of its own while it loads the program; "
+                'put what starts the program under `if __name__ == "__main__":`'
+            )
+        self._idle: list[_Child] = []
+        self._is_closed = False
+
+    async def run(self, worker: WorkerDef, job: Job[Any]) -> str | None:
+        """Run a job's handler in a process and return its result as JSON. Cancelled, it kills the process first.
+
+        Raises:
+            Snooze, Cancel: the handler raised it.
+            Told: it raised anything else, or its process died.
+        """
+        child = self._take() or await _Child.start()
+        try:
+            reply = await child.ask(Request(place_of(worker), job.args_json))
+        except BaseException:
+            await to_the_end(child.end())
+            raise
+        if self._is_closed:
+            await to_the_end(child.end())
+        else:
+            self._idle.append(child)
+        return _read(reply, job)
+
+    def _take(self) -> _Child | None:
+        """The one that ran last, for the others may be swapped out; those that died while idle are let go."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.is_alive:
+                return child
+        return None
+
+    async def close(self) -> None:
+        """End those that wait for a job, and from now on each one when its job has ended."""
+        self._is_closed = True
+        idle, self._idle = self._idle, []
+        if idle:
+            await to_the_end(_end_all(idle))
+
+
+class _Child:
+    """One worker process and the pipes to it."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdin is not None  # noqa: S101  # both are pipes
+        assert process.stdout is not None  # noqa: S101
+        self._process = process
+        self._requests = process.stdin
+        self._replies = BufferedByteReceiveStream(process.stdout)
+
+    @classmethod
+    async def start(cls) -> _Child:
+        """In a session of its own: Ctrl-C in a terminal is for the parent, who decides what becomes of its jobs."""
+        command = [sys.executable, "-u", "-c", CHILD, *sys.path]
+        return cls(await anyio.open_process(command, stderr=None, start_new_session=True))
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def ask(self, request: Request) -> Reply:
+        """Send a request and wait for the reply.
+
+        Raises:
+            Told: the process died.
+        """
+        try:
+            await self._requests.send(framed(msgspec.json.encode(request)))
+            size = int.from_bytes(await self._replies.receive_exactly(HEAD), "big")
+            return _replies.decode(await self._replies.receive_exactly(size))
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await to_the_end(self.end())
+            raise Told(Failure("ProcessDied", f"ProcessDied: {self._how_it_died()}")) from None
+
+    def kill(self) -> None:
+        """Kill it and what it has started; harmless when it is gone."""
+        if not self.is_alive:
+            return
+        with suppress(ProcessLookupError):
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill it and wait until it is gone; bounded, and harmless to repeat."""
+        self.kill()
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(KILL_GRACE):
+                await self._process.aclose()
+
+    def _how_it_died(self) -> str:
+        code = self._process.returncode
+        if code is None:
+            return "its process closed its pipe"
+        if code >= 0:
+            return f"its process ended with exit code {code} before the handler had returned"
+        try:
+            return f"its process was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"its process was killed by signal {-code}"
+
+
+async def _end_all(children: list[_Child]) -> None:
+    await asyncio.gather(*(child.end() for child in children))
+
+
+def _read(reply: Reply, job: Job[Any]) -> str | None:
+    match reply:
+        case Returned(result=result, complaint=complaint):
+            if complaint:
+                logger.warning("job %d (%s) completed, but its %s", job.id, job.worker, complaint)
+            return result
+        case Snoozing(seconds=seconds):
+            raise Snooze(seconds)
+        case Cancelling(reason=reason):
+            raise Cancel(reason)
+        case Raised(failure=failure, trace=trace, is_final=is_final):
+            raise Told(failure, trace, is_final=is_final)

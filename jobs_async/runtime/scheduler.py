@@ -1,0 +1,100 @@
+"""Cron: every node watches the clock, and whoever is first spends the tick; no node leads.
+
+A tick is spent in the same write that stores its job, so the fleet enqueues it once, whichever node dies at whichever
+moment (zzz_jobs: cron-scheduling, where each process enqueued a copy of its own).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from jobs_async.core.errors import ArgsError, OptionError, UniqueConflict, WorkerNotFound
+from jobs_async.core.schedule import LATEST, ON_TIME
+from jobs_async.core.store import Tick
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from jobs_async.core.schedule import CronEntry
+    from jobs_async.runtime.host import Host
+
+LOOK_EVERY = 30.0
+"""Seconds after which the clock is read again at the latest: it may have been set, or the machine have slept."""
+A_MOMENT = 0.001
+
+logger = logging.getLogger("jobs_async")
+
+
+class _Plan:
+    """How far the ticks of an entry are dealt with, and which comes next."""
+
+    __slots__ = ("entry", "next_at", "since")
+
+    def __init__(self, entry: CronEntry, now: datetime) -> None:
+        self.entry = entry
+        self.move_to(now)
+
+    def move_to(self, now: datetime) -> None:
+        """Everything up to now is dealt with."""
+        self.since, self.next_at = now, self.entry.next_after(now)
+
+
+class Scheduler:
+    """Fires the ticks of entries that may come and go while it runs."""
+
+    def __init__(self, host: Host, entries: Mapping[str, CronEntry]) -> None:
+        self._host = host
+        self._entries = entries
+        self._plans: dict[str, _Plan] = {}
+
+    async def look(self) -> float:
+        """Fire what is due; seconds until the next look.
+
+        Raises:
+            The first error of a store, after every entry had its turn; what failed is tried again at the next look.
+        """
+        failed: Exception | None = None
+        self._plans = {name: plan for name, plan in self._plans.items() if name in self._entries}
+        for entry in list(self._entries.values()):
+            try:
+                await self._see_to(entry, self._host.clock.now())
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        now = self._host.clock.now()
+        waits = [(plan.next_at - now).total_seconds() + A_MOMENT for plan in self._plans.values()]
+        return max(0.0, min([*waits, LOOK_EVERY]))
+
+    async def _see_to(self, entry: CronEntry, now: datetime) -> None:
+        plan = self._plans.get(entry.name)
+        if plan is None or plan.entry is not entry:
+            await self._welcome(entry, now)
+            self._plans[entry.name] = _Plan(entry, now)
+        elif plan.next_at <= now:
+            due = entry.latest(plan.since, now, LATEST if entry.catch_up == "latest" else ON_TIME)
+            if due is None:
+                logger.warning("nobody looked at cron entry %s when it was due, at %s", entry.name, plan.next_at)
+            else:
+                await self._fire(entry, Tick(entry.name, due))
+            plan.move_to(now)
+        elif now < plan.since:  # the clock was set back; what was spent stays spent
+            plan.move_to(now)
+
+    async def _welcome(self, entry: CronEntry, now: datetime) -> None:
+        """New here: catch up with the tick that nobody was there for, and write down that the entry is known now."""
+        missed = entry.latest(now - LATEST, now, LATEST) if entry.catch_up == "latest" else None
+        if missed is not None:
+            await self._fire(entry, Tick(entry.name, missed, late=entry.series))
+        await self._host.insert_tick(None, Tick(entry.series, now))
+
+    async def _fire(self, entry: CronEntry, tick: Tick) -> None:
+        try:
+            await self._host.insert_tick(entry, tick)
+        except UniqueConflict:
+            logger.info("cron entry %s is skipped: a live job holds its unique key", entry.name)
+            await self._host.insert_tick(None, tick)
+        except (ArgsError, OptionError, WorkerNotFound):
+            logger.exception("cron entry %s cannot be enqueued", entry.name)

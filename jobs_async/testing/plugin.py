@@ -1,0 +1,77 @@
+"""Fixtures for pytest, found by it wherever the package is installed: `jobs`, `jobs_store` and what they are made of.
+
+They are no async fixtures, so any plugin that runs async tests will do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    from jobs_async.core.store import Store
+    from jobs_async.core.workers import WorkerDef
+    from jobs_async.runtime.supervisor import Supervisor
+    from jobs_async.testing.clock import TravelClock
+    from jobs_async.testing.harness import Harness
+
+STORES = ("memory", "sqlite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "jobs_inline: the `jobs` fixture runs each job that is due before its enqueue returns"
+    )
+
+
+@pytest.fixture
+def jobs_workers() -> Sequence[WorkerDef | ModuleType]:
+    """The workers of the `jobs` fixture: override it in a conftest.py to return your modules of workers."""
+    return []
+
+
+@pytest.fixture
+def jobs_app() -> Supervisor | None:
+    """The Supervisor of the application, if the `jobs` fixture shall stand in for it: override it to return yours."""
+    return None
+
+
+@pytest.fixture
+def jobs_clock() -> TravelClock:
+    """The time of `jobs` and `jobs_store`: real, and `jobs_clock.advance(seconds)` puts it forward."""
+    from jobs_async.testing.clock import TravelClock
+
+    return TravelClock()
+
+
+@pytest.fixture
+def jobs(
+    request: pytest.FixtureRequest,
+    jobs_workers: Sequence[WorkerDef | ModuleType],
+    jobs_app: Supervisor | None,
+    jobs_clock: TravelClock,
+) -> Iterator[Harness]:
+    """A Harness on a MemoryStore, with your `jobs_workers`; inline where the test is marked `jobs_inline`."""
+    from jobs_async.testing.harness import Harness
+
+    inline = request.node.get_closest_marker("jobs_inline") is not None
+    with Harness(workers=jobs_workers, stands_in_for=jobs_app, inline=inline, clock=jobs_clock) as harness:
+        yield harness
+
+
+@pytest.fixture(params=STORES)
+def jobs_store(request: pytest.FixtureRequest, tmp_path: Path, jobs_clock: TravelClock) -> Store:
+    """Each kind of store in turn, empty and not open: `async with Harness(jobs_store, workers=[...]) as jobs:`."""
+    from jobs_async.stores.memory import MemoryStore
+    from jobs_async.stores.sqlite import SqliteStore
+
+    return (
+        MemoryStore(clock=jobs_clock)
+        if request.param == "memory"
+        else SqliteStore(tmp_path / "jobs.db", clock=jobs_clock)
+    )
