@@ -73,7 +73,10 @@ class NotBound(JobsError, RuntimeError):
 
 
 class UniqueConflict(JobsError):
-    """A live job already holds the unique key; `job` is that job."""
+    """A live job already holds the unique key; `job` is that job.
+
+    Where it is another job of the same batch, that one was not stored either, and its id means nothing.
+    """
 
     def __init__(self, job: Job[Any]) -> None:
         super().__init__(f"job {job.id} ({job.worker}, {job.state.name}) is live and holds this unique key")

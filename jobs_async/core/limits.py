@@ -39,7 +39,7 @@ def name(value: object, what: str) -> str:
         raise OptionError(f"{what} must be 1 to {MAX_NAME_BYTES} bytes long, not {size}")
     if not value.isprintable() and any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
         raise OptionError(f"{what} must not hold control characters")
-    return value
+    return value if type(value) is str else str.__str__(value)  # a driver takes no subclass
 
 
 def integer(value: object, what: str, low: int = INT32_MIN, high: int = INT32_MAX) -> int:

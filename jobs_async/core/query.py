@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,7 +18,6 @@ from jobs_async.core.limits import Seconds
 
 MAX_PAGE = 1000
 _INT64 = 2**63
-_INSTANTS = ("inserted_since", "inserted_before", "ended_since", "ended_before")
 
 Scalar = str | int | float | bool | None
 """A JSON value that holds no others."""
@@ -35,7 +35,7 @@ class JobQuery(Struct, frozen=True, kw_only=True):
     seconds. `after` is the id of the last job already seen: paging by key, never by offset.
 
     Raises:
-        OptionError: a condition that is none, or a limit out of 1 … 1,000.
+        OptionError: a condition is none, or the limit out of 1 … 1,000.
     """
 
     ids: Sequence[int] | None = None
@@ -60,16 +60,10 @@ class JobQuery(Struct, frozen=True, kw_only=True):
     limit: int = 100
 
     def __post_init__(self) -> None:
-        limits.integer(self.limit, "limit", 1, MAX_PAGE)
-        for field in ("queue", "worker", "external_id"):
-            _set(self, field, partial(_names, what=field))
-        for field in _INSTANTS:
-            _set(self, field, partial(limits.instant, what=field))
-        _set(self, "states", _states)
-        _set(self, "tags", limits.tags)
-        _set(self, "error", _text)
-        _set(self, "args", _scalars)
-        _set(self, "older_than", partial(limits.seconds, what="older_than"))
+        for field, default in zip(self.__struct_fields__, self.__struct_defaults__, strict=True):
+            value = getattr(self, field)
+            if value is not None or default is not None:
+                force_setattr(self, field, _CHECKS[field](value))
 
     @property
     def queues(self) -> tuple[str, ...] | None:
@@ -123,22 +117,36 @@ class JobQuery(Struct, frozen=True, kw_only=True):
         return job.id < after if self.newest_first else job.id > after
 
     def __repr__(self) -> str:
-        shown = [f"{name}={value!r}" for name in self.__struct_fields__ if (value := self._shown(name)) is not None]
-        return f"JobQuery({', '.join(shown)})"
+        return f"JobQuery({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
-    def _shown(self, name: str) -> object:
-        """A condition as `repr` shows it: no argument's value, and nothing where nothing was asked."""
-        value = getattr(self, name)
-        if name == "args" and value is not None:
-            return sorted(value)
-        return None if value is False or (name == "newest_first" and value) else value
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What was asked, and of arguments only the names: their values may be secrets."""
+        every = zip(self.__struct_fields__, self.__struct_defaults__, strict=True)
+        asked = [(field, value) for field, default in every if (value := getattr(self, field)) != default]
+        return [(field, sorted(value) if field == "args" else value) for field, value in asked]
 
 
-def _set(query: JobQuery, field: str, check: Callable[[Any], Any]) -> None:
-    """Put the checked value of a condition in its place."""
-    value = getattr(query, field)
-    if value is not None:
-        force_setattr(query, field, check(value))
+def _flag(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{what} must be True or False, not {limits.type_name(value)}")
+    return value
+
+
+def _id(value: object, what: str) -> int:
+    return limits.integer(value, what, -_INT64, _INT64 - 1)
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise OptionError(f"ids must be a sequence of integers, not {limits.type_name(value)}")
+    return tuple(_id(each, "one of the ids") for each in cast("Iterable[object]", value))
+
+
+def _states(value: object) -> tuple[JobState, ...]:
+    given = tuple(cast("Iterable[object]", value)) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(state, JobState) for state in given):
+        raise OptionError("states are JobStates, such as [JobState.discarded]")
+    return tuple(sorted(set(cast("tuple[JobState, ...]", given))))
 
 
 def _names(value: object, what: str) -> tuple[str, ...]:
@@ -149,27 +157,63 @@ def _names(value: object, what: str) -> tuple[str, ...]:
     return tuple(limits.name(each, what) for each in cast("Iterable[object]", value))
 
 
-def _states(value: object) -> tuple[JobState, ...]:
-    given = tuple(cast("Iterable[object]", value)) if isinstance(value, Iterable) else (value,)
-    if not all(isinstance(state, JobState) for state in given):
-        raise OptionError("states are JobStates, such as [JobState.discarded]")
-    return tuple(sorted(set(cast("tuple[JobState, ...]", given))))
-
-
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ERROR_BYTES:
-        raise OptionError(f"error must be a text of 1 to {MAX_ERROR_BYTES:,} characters")
-    return value
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ERROR_BYTES or not _is_unicode(value):
+        raise OptionError(f"error must be a text of 1 to {MAX_ERROR_BYTES:,} characters of valid Unicode")
+    return str.__str__(value)
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
 
 
 def _scalars(value: object) -> Mapping[str, Scalar]:
     if not isinstance(value, Mapping):
         raise OptionError(f"args must map names to values, not be a {limits.type_name(value)}")
-    for name, wanted in cast("Mapping[object, object]", value).items():
-        too_big = isinstance(wanted, int) and not -_INT64 <= wanted < _INT64
-        if not isinstance(name, str) or not isinstance(wanted, str | int | float | None) or too_big:
-            raise OptionError("args must map names to strings, numbers of 64 bits, booleans or None")
-    return dict(cast("Mapping[str, Scalar]", value))
+    return {_argument(name): _scalar(wanted) for name, wanted in cast("Mapping[object, object]", value).items()}
+
+
+def _argument(name: object) -> str:
+    if not isinstance(name, str) or not _is_unicode(name):
+        raise OptionError("the names in args must be strings of valid Unicode")
+    return str.__str__(name)
+
+
+def _scalar(value: object) -> Scalar:
+    """As JSON has it: no subclass, no number that is none."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _is_unicode(value):
+        return str.__str__(value)
+    if isinstance(value, int) and -_INT64 <= value < _INT64:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    raise OptionError("the values in args must be strings, finite numbers of 64 bits, booleans or None")
+
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "ids": _ids,
+    "states": _states,
+    "queue": partial(_names, what="queue"),
+    "worker": partial(_names, what="worker"),
+    "tags": limits.tags,
+    "external_id": partial(_names, what="external_id"),
+    "correlation_id": partial(limits.name, what="correlation_id"),
+    "inserted_since": partial(limits.instant, what="inserted_since"),
+    "inserted_before": partial(limits.instant, what="inserted_before"),
+    "ended_since": partial(limits.instant, what="ended_since"),
+    "ended_before": partial(limits.instant, what="ended_before"),
+    "error": _text,
+    "args": _scalars,
+    "due": partial(_flag, what="due"),
+    "node": partial(limits.name, what="node"),
+    "orphaned": partial(_flag, what="orphaned"),
+    "older_than": partial(limits.seconds, what="older_than"),
+    "after": partial(_id, what="after"),
+    "newest_first": partial(_flag, what="newest_first"),
+    "limit": partial(limits.integer, what="limit", low=1, high=MAX_PAGE),
+}
 
 
 def _within(at: datetime | None, since: datetime | None, before: datetime | None) -> bool:
@@ -177,8 +221,8 @@ def _within(at: datetime | None, since: datetime | None, before: datetime | None
 
 
 def _has(args: Any, wanted: Mapping[str, Scalar]) -> bool:
-    if not isinstance(args, dict):
-        return False
+    if not wanted or not isinstance(args, dict):
+        return not wanted
     given = cast("dict[str, Any]", args)
     return all(name in given and _alike(given[name], value) for name, value in wanted.items())
 

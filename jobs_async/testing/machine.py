@@ -113,26 +113,23 @@ _NEW = st.builds(
 _QUERIES = _one_of_each(
     queue=[None, "a"], worker=[None, "x"], orphaned=[False, True], older_than=[None, None, 0.0, 5.0]
 )
-_CONDITIONS = st.sampled_from(
-    [
-        {},
-        {"due": True},
-        {"due": True, "queue": ["b", "c"]},
-        {"queue": ["a", "c"], "worker": ["y", "x"]},
-        {"tags": ["t"]},
-        {"tags": ["u", "t"]},
-        {"external_id": "e"},
-        {"external_id": ["e", "f"], "due": True},
-        {"error": "boom"},
-        {"error": LOST},
-        {"args": {"edited": True}},
-        {"args": {"edited": 1}},
-        {"inserted_since": START + timedelta(seconds=5)},
-        {"inserted_before": START + timedelta(seconds=5)},
-        {"ended_since": START + timedelta(seconds=5)},
-        {"ended_before": START + timedelta(seconds=5)},
-    ]
-)
+_CONDITIONS: list[dict[str, Any]] = [
+    {"due": True},
+    {"due": True, "queue": ["b", "c"]},
+    {"queue": ["a", "c"], "worker": ["y", "x"]},
+    {"tags": ["t"]},
+    {"tags": ["u", "t"]},
+    {"external_id": "e"},
+    {"external_id": ["e", "f"], "due": True},
+    {"error": "boom"},
+    {"error": LOST},
+    {"args": {"edited": True}},
+    {"args": {"edited": 1}},
+    {"inserted_since": START + timedelta(seconds=5)},
+    {"inserted_before": START + timedelta(seconds=5)},
+    {"ended_since": START + timedelta(seconds=5)},
+    {"ended_before": START + timedelta(seconds=5)},
+]
 _PAGES = _one_of_each(newest_first=[True, False], limit=[100, 2, 1])
 _TICKS = st.builds(
     Tick,
@@ -339,10 +336,11 @@ class StoreMachine(RuleBasedStateMachine):
         query = JobQuery(ids=ids, states=states, after=None if after is None else after.id, **conditions, **page)
         assert self.run(self.store.select(query)) == self.model.select(query)
 
-    @rule(conditions=_CONDITIONS, page=_PAGES)
-    def select_by_condition(self, conditions: dict[str, Any], page: dict[str, Any]) -> None:
-        query = JobQuery(**conditions, **page)
-        assert self.run(self.store.select(query)) == self.model.select(query)
+    @rule(page=_PAGES)
+    def select_by_each_condition(self, page: dict[str, Any]) -> None:
+        for conditions in _CONDITIONS:
+            query = JobQuery(**conditions, **page)
+            assert self.run(self.store.select(query)) == self.model.select(query), query
 
     @invariant()
     def store_and_model_are_alike(self) -> None:

@@ -290,8 +290,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "text"),
         [
-            ({"queu": "mail"}, "'queu' is not an option of a worker; known are max_attempts, name, priority, queue"),
-            ({"process": True}, "'process' is not an option of a worker"),
+            ({"queu": "mail"}, "'queu' is not an option of a worker; known are max_attempts, name, priority, process, queue"),
+            ({"process": "yes"}, "process must be True or False"),
             ({"delay": 3}, "'delay' is not an option of a worker"),
             ({"queue": ""}, "queue"),
             ({"priority": "high"}, "priority"),

@@ -34,10 +34,10 @@ _FILL = """
 WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < :count)
 INSERT INTO jobs_async_jobs (
     state, queue, worker, args, priority, attempt, max_attempts, scheduled_at, inserted_at, attempted_at,
-    completed_at, rescues, claim, node, cancel_requested, unique_key, idempotency_key
+    completed_at, rescues, claim, node, cancel_requested, unique_key, idempotency_key, external_id
 )
 SELECT :state, :queue, 'work', '{}', n % 7, 1, 20, :at + n, 0, 0, :ended + n, 0, 1, :node, 0,
-    iif(n % 100 = 0, :name || n, NULL), iif(n % 100 = 0, :name || n, NULL)
+    iif(n % 100 = 0, :name || n, NULL), iif(n % 100 = 0, :name || n, NULL), iif(n % 100 = 0, :name || n, NULL)
 FROM number
 """
 _FAR = 4_000_000_000_000_000
@@ -159,6 +159,22 @@ async def find_a_nodes_own(store: SqliteStore, _: FakeClock) -> None:
     await store.select(JobQuery(states=[JobState.executing], node="alive", newest_first=False, limit=1000))
 
 
+async def find_by_external_id(store: SqliteStore, _: FakeClock) -> None:
+    for external_id in ("completed100", ["scheduled100", "completed100", "unknown"]):
+        for newest_first in (True, False):
+            await store.select(JobQuery(external_id=external_id, newest_first=newest_first))
+            await store.select(JobQuery(external_id=external_id, newest_first=newest_first, after=120, limit=1000))
+    await store.select(JobQuery(external_id="completed100", queue="default", states=[JobState.completed]))
+
+
+async def find_what_is_due(store: SqliteStore, clock: FakeClock) -> None:
+    for queue in ("default", ["default", "elsewhere"]):
+        for newest_first in (True, False):
+            await store.select(JobQuery(due=True, queue=queue, newest_first=newest_first, limit=10))
+            await store.select(JobQuery(due=True, queue=queue, newest_first=newest_first, after=120, limit=1000))
+    await store.select(JobQuery(due=True, queue="default", worker="work", inserted_before=clock.now()))
+
+
 async def rescue_stuck(store: SqliteStore, clock: FakeClock) -> None:
     await store.insert([new()])
     await store.fetch("default", 1, node="alive")
@@ -190,6 +206,8 @@ OPERATIONS: dict[str, tuple[Callable[[SqliteStore, FakeClock], Awaitable[None]],
     "run again": (run_again, ("jobs_async_unique", "INTEGER PRIMARY KEY")),
     "find orphans": (find_orphans, ("jobs_async_executing",)),
     "find a node's own": (find_a_nodes_own, ("jobs_async_executing",)),
+    "find by external id": (find_by_external_id, ("jobs_async_external",)),
+    "find what is due": (find_what_is_due, ("jobs_async_claimable", "jobs_async_due")),
     "rescue stuck": (rescue_stuck, ("jobs_async_executing",)),
     "purge": (purge, ("jobs_async_ended",)),
     "by id": (by_id, ("INTEGER PRIMARY KEY",)),

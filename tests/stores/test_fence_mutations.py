@@ -43,6 +43,8 @@ EQUIVALENT = {
     ("twins", "WHERE unique_key IN (SELECT value FROM json_each(:unique_keys))"),
     ("twins", "ON idempotency_key = wanted.value ->> 1"),
     ("twins", "AND worker = wanted.value ->> 0"),
+    # the query asks for the same queues beside it; without these the jobs of all others would be gathered as well
+    ("is_due_in", "WHERE queue IN (SELECT value FROM json_each(:queues))"),
 }
 """Terms that are there for speed."""
 
@@ -54,6 +56,10 @@ FIRST = {
     "claim": "fetch",
     "apply": "fence",
     "is_orphaned": "select",
+    "has_tags": "conditions",
+    "has_args": "conditions",
+    "is_due": "conditions",
+    "is_due_in": "conditions",
     "delete": "queues",
     "purge": "queues",
     "renew_node": "nodes",

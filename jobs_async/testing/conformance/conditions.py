@@ -87,7 +87,9 @@ async def an_external_id_may_be_shared(store: Store, clock: FakeClock) -> None:
     jobs = [await in_state(store, state, queue=state.name, external_id="order 7") for state in JobState]
     await waiting(store)
     await waiting(store, external_id="order 70")
-    assert await _asked(store, external_id="order 7", newest_first=False) == ids(jobs)
+    found = await store.select(JobQuery(external_id="order 7", newest_first=False))
+    assert found == jobs
+    assert {(job.external_id, job.correlation_id) for job in found} == {("order 7", None)}
     assert await _asked(store, external_id="order 7", states=FINAL, newest_first=False) == [
         job.id for job in jobs if job.state in FINAL
     ]
@@ -256,6 +258,7 @@ async def _paged(store: Store, conditions: dict[str, Any], *, newest_first: bool
     seen: list[int] = []
     while len(page := await _asked(store, after=seen[-1] if seen else None, newest_first=newest_first, **conditions)):
         assert len(seen) % 3 == 0, "a page that is not the last was not full"
+        assert page[0] not in seen, "a page began with a job already seen"
         seen += page
     return seen
 

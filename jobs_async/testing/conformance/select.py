@@ -57,6 +57,7 @@ async def pages_follow_each_other_by_key(store: Store, clock: FakeClock) -> None
     for newest_first in (True, False):
         seen: list[int] = []
         while page := await _asked(store, after=seen[-1] if seen else None, newest_first=newest_first, limit=10):
+            assert page[0] not in seen, "a page began with a job already seen"
             seen += page
         assert seen == (jobs[::-1] if newest_first else jobs)
     assert await store.delete([jobs[9], jobs[10]]) == 2
