@@ -30,7 +30,8 @@ TRIES = 4
 """How often a scene is played until a statement has come up that depends on the moment."""
 
 AUTOCOMMIT = ["COMMIT", "insert", "claim", "end", "apply", "delete"]
-UNUSED = {"purge", "spend_tick", "link_tick", "forget_ticks", "prolong_node", "is_orphaned"}
+UNUSED = {"purge", "spend_tick", "link_tick", "forget_ticks", "prolong_node"}
+UNUSED |= {"is_orphaned", "is_due", "is_due_in", "has_tags", "has_args"}  # parts of questions
 """What a Supervisor does not ask for, what only its watchdog does, and a piece of others."""
 
 ANYWHERE: dict[str, Kind] = {

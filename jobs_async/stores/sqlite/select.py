@@ -31,6 +31,12 @@ def select(query: JobQuery, clock: Clock) -> tuple[str, dict[str, Any]]:
     return text, _params(query, clock)
 
 
+def may_scan(query: JobQuery) -> bool:
+    """Whether the answer may take reading the whole table: no condition leads to few rows by an index."""
+    by_index = query.ids is not None or query.external_id is not None or query.due or query.orphaned
+    return not by_index and query.older_than is None and query.states != _RUNNING
+
+
 def _conditions(query: JobQuery, by_id: str, running: bool) -> list[tuple[bool, str]]:
     """Every condition there is, and whether it was asked for."""
     states = ", ".join(str(int(state)) for state in query.states or ())

@@ -31,7 +31,7 @@ from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, guest, work
 from jobs_async.stores.sqlite.lifeline import SqliteLifeline
 from jobs_async.stores.sqlite.log import Log
-from jobs_async.stores.sqlite.select import SQL, select
+from jobs_async.stores.sqlite.select import SQL, may_scan, select
 from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, typed
 from jobs_async.tasks import to_the_end
 
@@ -69,6 +69,8 @@ class SqliteStore(Store):
         self._write_connection: aiosqlite.Connection | None = None
         self._reader: Session | None = None
         self._read_connection: aiosqlite.Connection | None = None
+        self._searcher: Session | None = None
+        self._search_connection: aiosqlite.Connection | None = None
         self._due: dict[str, _Due] = {}
 
     def __repr__(self) -> str:
@@ -95,7 +97,7 @@ class SqliteStore(Store):
         async with self._opening:
             if self.is_open:
                 return
-            await file.disconnect(self._read_connection, self._write_connection)  # of an event loop that has ended
+            await self._disconnect()  # of an event loop that has ended
             if sqlite3.sqlite_version_info < (3, 38):
                 raise StoreError(f"SQLite 3.38 or newer is needed, this Python brings {sqlite3.sqlite_version}")
             try:
@@ -103,7 +105,7 @@ class SqliteStore(Store):
                 await file.migrate(self._write_connection)
                 self._read_connection = await file.connect(self._path)
             except BaseException as error:
-                await file.disconnect(self._read_connection, self._write_connection)
+                await self._disconnect()
                 if isinstance(error, sqlite3.Error):
                     raise StoreError(f"cannot open {self._path!r}: {error}") from error
                 raise
@@ -118,7 +120,11 @@ class SqliteStore(Store):
             writer, self._writer, self._reader = self._writer, None, None
             if writer is not None:
                 await writer.close()
-            await file.disconnect(self._read_connection, self._write_connection)
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        self._searcher = None
+        await file.disconnect(self._search_connection, self._read_connection, self._write_connection)
 
     @property
     def is_open(self) -> bool:
@@ -126,16 +132,30 @@ class SqliteStore(Store):
 
     def _open_writer(self) -> Writer:
         if self._writer is None:
-            raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
+            raise self._not_open()
         return self._writer
 
     async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
         if self._reader is None:
-            raise StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
-        try:
-            return await self._reader.rows(sql, params)
-        except (sqlite3.Error, ValueError) as error:
-            raise typed(error) from error
+            raise self._not_open()
+        return await _answer(self._reader, sql, params)
+
+    async def _search(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
+        """Ask what may take long on a connection of its own, opened for the first such question: no claim waits."""
+        if self._searcher is None:
+            await to_the_end(self._open_searcher())
+        if self._searcher is None:
+            raise self._not_open()
+        return await _answer(self._searcher, sql, params)
+
+    async def _open_searcher(self) -> None:
+        async with self._opening:
+            if self.is_open and self._searcher is None:
+                self._search_connection = await file.connect(self._path)
+                self._searcher = Session(self._search_connection)
+
+    def _not_open(self) -> StoreClosed:
+        return StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
 
     # --- jobs in ---
 
@@ -234,7 +254,8 @@ class SqliteStore(Store):
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         sql, params = select(query, self._clock)
-        return [rows.to_job(row) for row in await self._read(sql, params)]
+        found = await (self._search(sql, params) if may_scan(query) else self._read(sql, params))
+        return [rows.to_job(row) for row in found]
 
     async def delete(self, ids: Sequence[int]) -> int:
         return len(await self._change("delete", {"ids": rows.dumps(list(ids))}))
@@ -245,7 +266,7 @@ class SqliteStore(Store):
         return len(await self._change("purge", {"states": chosen, "before": before, "limit": limit}))
 
     async def tally(self) -> Mapping[tuple[str, JobState], int]:
-        return {(queue, JobState(state)): count for queue, state, count in await self._read(SQL["tally"])}
+        return {(queue, JobState(state)): count for queue, state, count in await self._search(SQL["tally"])}
 
     async def set_queue(self, name: str, *, paused: bool | None = None, limit: int | None = None) -> bool:
         return await self._open_writer().do(self._set_queues, (name, paused, limit))
@@ -286,6 +307,13 @@ class SqliteStore(Store):
             )
             for _, its_boot, expires, started, beaten, info in await self._read(SQL["nodes"])
         ]
+
+
+async def _answer(session: Session, sql: str, params: dict[str, Any] | Sequence[Any]) -> list[Row]:
+    try:
+        return await session.rows(sql, params)
+    except (sqlite3.Error, ValueError) as error:
+        raise typed(error) from error
 
 
 def _claim_order(job: Job[Any]) -> tuple[int, int]:
