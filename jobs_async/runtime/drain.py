@@ -21,6 +21,7 @@ from jobs_async.runtime.patience import in_time
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+    from jobs_async.core.lifecycle import Transition
     from jobs_async.core.store import Store
     from jobs_async.runtime.engine import Engine
 
@@ -57,11 +58,11 @@ class Drain:
         self._queues = queues
         self._with_scheduled = with_scheduled
         self._hurried: set[tuple[int, int]] = set()
-        self._ends: Counter[JobState] = Counter()
+        self._ends: Counter[str] = Counter()
 
-    def settled(self, job: Job[Any]) -> None:
+    def settled(self, step: Transition) -> None:
         """A run has ended."""
-        self._ends[job.state] += 1
+        self._ends[_end(step)] += 1
 
     async def run(self) -> DrainReport:
         """Until none of the queues holds a job that could start, and none is running here.
@@ -134,11 +135,19 @@ class Drain:
             pause = min(2 * pause, MAX_PAUSE)
 
     def _report(self) -> DrainReport:
-        ends = self._ends
-        return DrainReport(
-            completed=ends[JobState.completed],
-            failed=ends[JobState.retryable],
-            discarded=ends[JobState.discarded],
-            cancelled=ends[JobState.cancelled],
-            snoozed=ends[JobState.scheduled],
-        )
+        return DrainReport(**{end: count for end, count in self._ends.items() if end})
+
+
+def _end(step: Transition) -> str:
+    """How a report calls the end of a run; what was only handed back is not in it."""
+    if step.target is JobState.scheduled:
+        return "snoozed" if step.snoozed else ""
+    return _ENDS.get(step.target, "")
+
+
+_ENDS = {
+    JobState.completed: "completed",
+    JobState.retryable: "failed",
+    JobState.discarded: "discarded",
+    JobState.cancelled: "cancelled",
+}

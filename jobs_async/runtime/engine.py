@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from jobs_async.core.job import Job
+    from jobs_async.core.lifecycle import Transition
     from jobs_async.core.schedule import CronEntry
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.host import Host
@@ -101,7 +102,7 @@ class Engine:
         workers: Mapping[str, WorkerDef],
         settings: Settings,
         telemetry: Telemetry | None,
-        settled: Callable[[Job[Any]], None],
+        settled: Callable[[Transition, Job[Any]], None],
         crons: Mapping[str, CronEntry] | None = None,
     ) -> None:
         self._host = host
@@ -224,20 +225,20 @@ class Engine:
     def _upkeep(self) -> list[asyncio.Task[Any]]:
         """The loops of a node: its heart, which beats until it leaves, and the janitor's, which end with the stop."""
         settings, stopping = self._settings, self._stop_asked.is_set
-        loops = [
+        return [
             self._every("heartbeat", settings.heartbeat, self._member.beat, self._beating, lambda: self._leaving),
             self._every("janitor", settings.rescue_interval, self._janitor.sweep, self._rescuing, stopping),
         ]
-        if settings.retention:
-            prune = partial(self._janitor.prune, stopping)
-            loops.append(self._every("pruner", PRUNE_EVERY, prune, self._pruning, stopping))
-        return loops
 
     def _clockwork(self) -> list[asyncio.Task[Any]]:
-        """The loop that fires ticks; it needs no queue of its own."""
-        if self._scheduler is None:
-            return []
-        return [self._every("scheduler", LOOK_EVERY, self._scheduler.look, self._ticking, self._stop_asked.is_set)]
+        """The loops that need no node: one removes what is old, one fires ticks."""
+        stopping, loops = self._stop_asked.is_set, list[asyncio.Task[Any]]()
+        if self._settings.retention:
+            prune = partial(self._janitor.prune, stopping)
+            loops.append(self._every("pruner", PRUNE_EVERY, prune, self._pruning, stopping))
+        if self._scheduler is not None:
+            loops.append(self._every("scheduler", LOOK_EVERY, self._scheduler.look, self._ticking, stopping))
+        return loops
 
     def _every(
         self, name: str, seconds: float, do: Callable[[], Awaitable[object]], bell: Bell, ended: Callable[[], bool]
@@ -247,7 +248,9 @@ class Engine:
 
     def look_at_clock(self) -> None:
         """Cron entries have come or gone."""
-        self._ticking.ring()
+        if self._scheduler is not None:
+            self._scheduler.notice()
+            self._ticking.ring()
 
     async def _stop(
         self, settling: asyncio.Task[Any], claiming: list[asyncio.Task[Any]], loops: list[asyncio.Task[Any]]

@@ -10,12 +10,13 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from jobs_async.core import limits
-from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreClosed, StoreError, UniqueConflict
+from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreClosed, StoreError
 from jobs_async.core.events import JobCancelled, QueueEvent, QueuePaused, QueueResumed
 from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
 from jobs_async.core.options import Draft, EditOptions, JobOpts
 from jobs_async.core.query import JobQuery
+from jobs_async.runtime import many
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.producer import Producer, check, reason
 from jobs_async.tasks import finish_anyway
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from jobs_async.core.limits import Seconds
 
 R = TypeVar("R")
-ALL_AT_ONCE = 100
-"""Jobs changed in one write when many are."""
 LIMIT = "the limit of a queue (to run none, pause it)"
 
 
@@ -212,7 +211,8 @@ class Operator(Producer):
         The query's `limit` does not count: all that match are meant, and each is seen once. Jobs that move at the same
         moment are left alone.
         """
-        return await self._change_all(query, cancel, self._cancelled)
+        await self._ensure_open()
+        return await many.change_all(self.store, query, cancel, self._cancelled)
 
     async def retry_all(self, query: JobQuery) -> int:
         """Make every job of a query available now that is not available or running already; how many there were.
@@ -220,57 +220,13 @@ class Operator(Producer):
         Redrives dead letters: `retry_all(JobQuery(states=[JobState.discarded], worker="resize", error="Timeout"))`. Of
         jobs with one unique key the first comes to life. As `cancel_all` otherwise.
         """
-        return await self._change_all(query, rerun, self._waits)
+        await self._ensure_open()
+        return await many.change_all(self.store, query, rerun, self._waits)
 
     async def delete_all(self, query: JobQuery) -> int:
         """Remove every job of a query that is not executing; how many there were. As `cancel_all` otherwise."""
-        total = 0
-        async for page in self._pages(query):
-            total += await finish_anyway(in_time(self.store.delete([job.id for job in page])))
-        return total
-
-    async def _pages(self, query: JobQuery) -> AsyncGenerator[Sequence[Job[Any]]]:
-        if not isinstance(query, JobQuery):
-            raise OptionError(f"which jobs are meant is said by a JobQuery, not by a {limits.type_name(query)}")
         await self._ensure_open()
-        query = replace(query, limit=ALL_AT_ONCE)
-        while page := await in_time(self.store.select(query)):
-            yield page
-            query = replace(query, after=page[-1].id)
-
-    async def _change_all(
-        self,
-        query: JobQuery,
-        decide: Callable[[Job[Any]], Transition],
-        then: Callable[[Job[Any]], Awaitable[None]],
-    ) -> int:
-        async def change(page: Sequence[Job[Any]]) -> int:
-            changed = [job for job in await self._apply_legal(page, decide) if job is not None]
-            for job in changed:
-                await then(job)
-            return len(changed)
-
-        total = 0
-        async for page in self._pages(query):
-            total += await finish_anyway(change(page))
-        return total
-
-    async def _apply_legal(
-        self, page: Sequence[Job[Any]], decide: Callable[[Job[Any]], Transition]
-    ) -> Sequence[Job[Any] | None]:
-        """The records after the steps that can be; where unique keys collide, the first to come is the one."""
-        steps: list[Transition] = []
-        for job in page:
-            with suppress(IllegalTransition):
-                steps.append(decide(job))
-        try:
-            return await in_time(self.store.apply(steps))
-        except UniqueConflict:
-            applied: list[Job[Any] | None] = []
-            for step in steps:
-                with suppress(UniqueConflict):
-                    applied += await in_time(self.store.apply([step]))
-            return applied
+        return await many.delete_all(self.store, query)
 
     async def _change(
         self, job_id: int, decide: Callable[[Job[Any]], Transition], then: Callable[[Job[Any]], Awaitable[None]]

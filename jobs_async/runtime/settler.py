@@ -47,7 +47,7 @@ class Settler:
     """Takes ended runs, writes what follows, tells of it, and gives the runs back to their queues."""
 
     def __init__(
-        self, store: Store, herald: Herald, outage: Outage, rng: Random, settled: Callable[[Job[Any]], None]
+        self, store: Store, herald: Herald, outage: Outage, rng: Random, settled: Callable[[Transition, Job[Any]], None]
     ) -> None:
         self._store = store
         self._herald = herald
@@ -86,9 +86,9 @@ class Settler:
         settled: list[tuple[Run, Transition, Job[Any] | None]] = []
         for run, step, job in zip(runs, steps, applied, strict=True):
             settled.append((run, step, job) if job is not None else (run, *await self._settle_again(run, step)))
-        for _, _, job in settled:
+        for _, step, job in settled:
             if job is not None:
-                self._settled(job)
+                self._settled(step, job)
         if self._herald.is_heard:
             await self._herald.tell(lambda at: [_event(*each, at) for each in settled])
 

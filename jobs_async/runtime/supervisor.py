@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from jobs_async.core import binding, limits
+from jobs_async.core import binding, context, limits
 from jobs_async.core.errors import OptionError, StoreClosed
 from jobs_async.core.job import FINAL
 from jobs_async.core.workers import WorkerDef, collect
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from jobs_async.core.job import Job, JobState
+    from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
     from jobs_async.core.schedule import CronEntry
     from jobs_async.core.store import Clock, Store
     from jobs_async.telemetry import Telemetry
 
+T = TypeVar("T")
 MAX_CONCURRENCY = 10_000
 START_GRACE = 4.0
 """Seconds a start that is under way has left when a stop comes."""
@@ -103,11 +105,12 @@ class Supervisor(Registrar):
         if self._settings.lease < 4 * self._settings.heartbeat:
             raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
         self._starting = asyncio.Lock()
-        self._starter: asyncio.Task[None] | None = None
+        self._starter: asyncio.Task[Any] | None = None
         self._stops = 0
         self._stopping: asyncio.Task[ShutdownReport] | None = None
         self._shutdown_report: ShutdownReport | None = None
         self._drains: list[Drain] = []
+        self._lives_to_drain = False
         for one in collect(workers):
             self._register(one)
 
@@ -142,23 +145,31 @@ class Supervisor(Registrar):
                 return
             if self._stops != stops:
                 raise StoreClosed("the Supervisor was stopped before it had started")
-            starter = self._starter = asyncio.get_running_loop().create_task(self._start(), name="jobs_async start")
-            try:
-                await asyncio.wait({starter})
-            except asyncio.CancelledError:
-                starter.cancel()
-                await to_the_end(self._undo(starter))
-                raise
-            finally:
-                self._starter = None
-            if starter.cancelled():
-                raise StoreClosed("the Supervisor was stopped before it had started")
-            starter.result()
+            await self._begin(self._start(), self._end)
 
-    async def _undo(self, starter: asyncio.Task[None]) -> None:
-        """Nobody waits for this start any longer: leave nothing of it running."""
+    async def _begin(self, work: Coroutine[Any, Any, T], undo: Callable[[], Coroutine[Any, Any, object]]) -> T:
+        """Start in a task that a stop can call off; where nobody waits for it any longer, leave nothing of it running.
+
+        Raises:
+            StoreClosed: it was called off.
+        """
+        starter: asyncio.Task[T] = asyncio.get_running_loop().create_task(work, name="jobs_async start")
+        self._starter = starter
+        try:
+            await asyncio.wait({starter})
+        except asyncio.CancelledError:
+            starter.cancel()
+            await to_the_end(self._undo(starter, undo))
+            raise
+        finally:
+            self._starter = None
+        if starter.cancelled():
+            raise StoreClosed("the Supervisor was stopped before it had started")
+        return starter.result()
+
+    async def _undo(self, starter: asyncio.Task[Any], undo: Callable[[], Coroutine[Any, Any, object]]) -> None:
         await asyncio.wait({starter})
-        await self._end()
+        await undo()
 
     async def _start(self) -> None:
         for worker in self._workers.values():
@@ -166,8 +177,8 @@ class Supervisor(Registrar):
             if self._queues and worker.opts.queue not in self._queues:
                 logger.info("jobs of %s go to queue %s, which is not run here", worker.name, worker.opts.queue)
         await self._ensure_open()
-        engine = self._made(crons=self._crons)
         try:
+            engine = self._made(crons=self._crons)
             await engine.start()
         except BaseException:
             await self._close_store()
@@ -186,10 +197,10 @@ class Supervisor(Registrar):
             crons=crons,
         )
 
-    def _settled(self, job: Job[Any]) -> None:
+    def _settled(self, step: Transition, job: Job[Any]) -> None:
         self._waiters.settled(job)
         for drain in self._drains:
-            drain.settled(job)
+            drain.settled(step)
 
     async def stop(self) -> ShutdownReport:
         """Claim no more, let running jobs finish for `shutdown_timeout` seconds, cancel the rest, hand them back.
@@ -206,8 +217,8 @@ class Supervisor(Registrar):
 
     async def _stop(self) -> ShutdownReport:
         self._stops += 1  # whoever waits for the lock to start is called off as well
-        if self._engine is not None:
-            self._engine.ask_to_stop()  # a drain may hold the lock
+        if (engine := self._engine) is not None:
+            engine.ask_to_stop()  # a drain may hold the lock
         if (starter := self._starter) is not None:
             await asyncio.wait({starter}, timeout=START_GRACE)
             starter.cancel()
@@ -217,7 +228,8 @@ class Supervisor(Registrar):
                     ShutdownReport()
                 )  # it stands before a store that does not answer, and ends without having started
         async with self._starting:  # a start that is under way comes first
-            return await self._end()
+            report = await self._end()
+            return report if engine is None else engine.report
 
     async def _end(self) -> ShutdownReport:
         engine, report = self._engine, ShutdownReport()
@@ -239,24 +251,41 @@ class Supervisor(Registrar):
         `with_scheduled` brings those forward, each once an attempt.
 
         Raises:
-            OptionError: this Supervisor runs no queues.
+            OptionError: this Supervisor runs no queues, or it was called from a job here, whose end it would wait for.
             TimeoutError: `timeout` seconds have passed; what runs here is treated as by a stop.
             StoreClosed: this Supervisor was stopped meanwhile.
         """
         if not self._queues:
             raise OptionError("a Supervisor without queues has nothing to drain")
+        if getattr(context.current.get(None), "host", None) is self:
+            raise OptionError("drain() inside a job would wait for the end of that very job")
         seconds = None if timeout is None else limits.seconds(timeout, "timeout")
-        if self._engine is not None and self._lives:
-            return await self._drain(self._engine, with_scheduled, seconds)
-        async with self._starting:
-            await self._ensure_open()
-            engine = self._engine = self._made(crons=None)
-            try:
-                await engine.start()
-                binding.changed()
-                return await self._drain(engine, with_scheduled, seconds)
-            finally:
-                await to_the_end(self._leave(engine))
+        stops = self._stops
+        if self._engine is None or not self._lives or self._lives_to_drain:
+            async with self._starting:
+                if self._stops != stops:
+                    raise StoreClosed("the Supervisor was stopped before its queues were drained")
+                if self._engine is None or not self._lives:
+                    return await self._drain_alone(with_scheduled, seconds)
+        return await self._drain(self._engine, with_scheduled, seconds)
+
+    async def _drain_alone(self, with_scheduled: bool, timeout: float | None) -> DrainReport:
+        """Live for as long as it takes."""
+        try:
+            engine = await self._begin(self._start_to_drain(), self._leave)
+            return await self._drain(engine, with_scheduled, timeout)
+        finally:
+            await to_the_end(self._leave())
+
+    async def _start_to_drain(self) -> Engine:
+        for worker in self._workers.values():
+            binding.attach(worker, self)
+        await self._ensure_open()
+        engine = self._made(crons=None)
+        await engine.start()
+        self._engine, self._lives_to_drain = engine, True
+        binding.changed()
+        return engine
 
     async def _drain(self, engine: Engine, with_scheduled: bool, timeout: float | None) -> DrainReport:
         drain = Drain(self.store, engine, list(self._queues), with_scheduled=with_scheduled)
@@ -267,11 +296,15 @@ class Supervisor(Registrar):
         finally:
             self._drains.remove(drain)
 
-    async def _leave(self, engine: Engine) -> None:
+    async def _leave(self) -> None:
         """The end of an engine that lived for a drain."""
-        engine.ask_to_stop()
-        await engine.ended()
-        self._engine = None
+        if self._engine is not None:
+            self._engine.ask_to_stop()
+            await self._engine.ended()
+            self._shutdown_report = self._engine.report
+        self._engine, self._lives_to_drain = None, False
+        if self._was_stopped:
+            binding.detach(self)
         binding.changed()
 
     async def run(self) -> None:
