@@ -179,6 +179,8 @@ class CronExpr:
             CronError: naming the field, the item and what is allowed; also for dates that never come (31 February)
                 and for an unknown time zone.
         """
+        if not isinstance(day_or, bool):
+            raise CronError("day_or must be True or False")
         if len(text) > _MAX_TEXT:
             raise CronError(f"a cron expression has at most {_MAX_TEXT} characters, not {len(text):,}")
         parts = _split(text)
@@ -249,7 +251,7 @@ def _expand_alias(parts: list[str]) -> list[str]:
 
 
 def _resolve(given: str | int | tzinfo) -> tuple[str | int, tzinfo]:
-    name = given.key if isinstance(given, ZoneInfo) else given
+    name = given.key if isinstance(given, ZoneInfo) else str(given) if isinstance(given, bool) else given
     if isinstance(name, timezone):
         seconds, rest = divmod(name.utcoffset(None), timedelta(seconds=1))
         name = name if rest else seconds

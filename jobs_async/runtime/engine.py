@@ -30,7 +30,7 @@ from jobs_async.runtime.member import Member
 from jobs_async.runtime.outage import Outage
 from jobs_async.runtime.queue_runner import QueueRunner
 from jobs_async.runtime.run import Cause
-from jobs_async.runtime.scheduler import LOOK_EVERY, Scheduler
+from jobs_async.runtime.scheduler import TRY_EVERY, Scheduler
 from jobs_async.runtime.settler import Settler
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Engine:
             prune = partial(self._janitor.prune, stopping)
             loops.append(self._every("pruner", PRUNE_EVERY, prune, self._pruning, stopping))
         if self._scheduler is not None:
-            loops.append(self._every("scheduler", LOOK_EVERY, self._scheduler.look, self._ticking, stopping))
+            loops.append(self._every("scheduler", TRY_EVERY, self._scheduler.look, self._ticking, stopping))
         return loops
 
     def _every(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from jobs_async.core import binding
+from jobs_async.core import binding, limits
 from jobs_async.core.cron import CronExpr
 from jobs_async.core.errors import CronError, OptionError, WorkerError
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts
@@ -121,9 +121,13 @@ class Registrar(Operator):
             ArgsError: the arguments cannot be stored, or do not fit a worker that is registered here.
             OptionError: an option is out of bounds, or belongs to a single job.
         """
-        if name in self._crons:
+        if limits.name(name, "the name of a cron entry") in self._crons:
             raise CronError(f"a cron entry named {name!r} is registered already; unregister_cron it first")
+        if not isinstance(opts, JobOpts):
+            raise OptionError(f"opts must be JobOpts, not {limits.type_name(opts)}")
         draft = _drafted(worker, args, JobOpts(**options).over(opts))
+        if not isinstance(expression, str):
+            raise CronError(f"a cron expression is a string, not {limits.type_name(expression)}")
         expr = CronExpr.parse(expression, timezone=timezone, day_or=day_or)
         entry = CronEntry(name, expr, draft, catch_up)
         known = worker if isinstance(worker, WorkerDef) else self._workers.get(draft.worker)
@@ -139,7 +143,7 @@ class Registrar(Operator):
         Raises:
             CronError: there is no such entry here.
         """
-        entry = self._crons.pop(name, None)
+        entry = self._crons.pop(limits.name(name, "the name of a cron entry"), None)
         if entry is None:
             raise CronError(f"no cron entry named {name!r} is registered here")
         self._crons_changed()
@@ -161,6 +165,7 @@ class Registrar(Operator):
         Raises:
             CronError, ArgsError, OptionError, WorkerError: as `register_cron` and `worker`.
         """
+        CronExpr.parse(expression, timezone=timezone, day_or=day_or)  # before anything is registered
 
         def decorate(fn: Any) -> Any:
             if isinstance(fn, WorkerDef):

@@ -7,6 +7,7 @@ moment (zzz_jobs: cron-scheduling, where each process enqueued a copy of its own
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from jobs_async.core.errors import ArgsError, OptionError, UniqueConflict, WorkerNotFound
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 30.0
 """Seconds after which the clock is read again at the latest: it may have been set, or the machine have slept."""
+TRY_EVERY = 5.0
+"""Seconds between two looks, at most, while an entry cannot be enqueued: its neighbours are late by no more."""
 A_MOMENT = 0.001
 
 logger = logging.getLogger("jobs_async")
@@ -30,10 +33,11 @@ logger = logging.getLogger("jobs_async")
 class _Plan:
     """How far the ticks of an entry are dealt with, and which comes next."""
 
-    __slots__ = ("entry", "next_at", "since")
+    __slots__ = ("entry", "is_known", "next_at", "since")
 
     def __init__(self, entry: CronEntry, now: datetime) -> None:
         self.entry = entry
+        self.is_known = False
         self.move_to(now)
 
     def move_to(self, now: datetime) -> None:
@@ -48,6 +52,15 @@ class Scheduler:
         self._host = host
         self._entries = entries
         self._plans: dict[str, _Plan] = {}
+        self.notice()
+
+    def notice(self) -> None:
+        """Entries have come or gone: from this very moment on the ticks of new ones count."""
+        now, before = self._host.clock.now(), self._plans
+        self._plans = {
+            name: before[name] if name in before and before[name].entry is entry else _Plan(entry, now)
+            for name, entry in self._entries.items()
+        }
 
     async def look(self) -> float:
         """Fire what is due; seconds until the next look.
@@ -56,10 +69,9 @@ class Scheduler:
             The first error of a store, after every entry had its turn; what failed is tried again at the next look.
         """
         failed: Exception | None = None
-        self._plans = {name: plan for name, plan in self._plans.items() if name in self._entries}
-        for entry in list(self._entries.values()):
+        for plan in list(self._plans.values()):
             try:
-                await self._see_to(entry, self._host.clock.now())
+                await self._see_to(plan, self._host.clock.now())
             except Exception as error:
                 failed = failed or error
         if failed is not None:
@@ -68,27 +80,33 @@ class Scheduler:
         waits = [(plan.next_at - now).total_seconds() + A_MOMENT for plan in self._plans.values()]
         return max(0.0, min([*waits, LOOK_EVERY]))
 
-    async def _see_to(self, entry: CronEntry, now: datetime) -> None:
-        plan = self._plans.get(entry.name)
-        if plan is None or plan.entry is not entry:
-            await self._welcome(entry, now)
-            self._plans[entry.name] = _Plan(entry, now)
-        elif plan.next_at <= now:
-            due = entry.latest(plan.since, now, LATEST if entry.catch_up == "latest" else ON_TIME)
-            if due is None:
-                logger.warning("nobody looked at cron entry %s when it was due, at %s", entry.name, plan.next_at)
-            else:
-                await self._fire(entry, Tick(entry.name, due))
+    async def _see_to(self, plan: _Plan, now: datetime) -> None:
+        if self._plans.get(plan.entry.name) is not plan:
+            return  # gone while others had their turn
+        if not plan.is_known:
+            await self._welcome(plan.entry, plan.since, now)
+            plan.is_known = True
+        if plan.next_at <= now:
+            await self._catch_up(plan.entry, plan.since, now)
             plan.move_to(now)
-        elif now < plan.since:  # the clock was set back; what was spent stays spent
-            plan.move_to(now)
+        elif now < plan.since:  # the clock was set back since the last look; what was spent stays spent
+            plan.move_to(now - timedelta(seconds=LOOK_EVERY))
 
-    async def _welcome(self, entry: CronEntry, now: datetime) -> None:
-        """New here: catch up with the tick that nobody was there for, and write down that the entry is known now."""
-        missed = entry.latest(now - LATEST, now, LATEST) if entry.catch_up == "latest" else None
+    async def _catch_up(self, entry: CronEntry, since: datetime, now: datetime) -> None:
+        """Ticks have come since the last look: the latest counts, if it is not too old."""
+        due = entry.latest(since, now, LATEST if entry.catch_up == "latest" else ON_TIME)
+        if due is None:
+            logger.warning("nobody here looked at cron entry %s when it was due; its ticks are skipped", entry.name)
+        else:
+            await self._fire(entry, Tick(entry.name, due))
+
+    async def _welcome(self, entry: CronEntry, since: datetime, now: datetime) -> None:
+        """New here: fire the tick for which nobody was there, and write down that the entry is known now."""
+        late = LATEST - (now - since)  # the store may have been away since then
+        missed = entry.latest(since - LATEST, since, late) if entry.catch_up == "latest" else None
         if missed is not None:
             await self._fire(entry, Tick(entry.name, missed, late=entry.series))
-        await self._host.insert_tick(None, Tick(entry.series, now))
+        await self._host.insert_tick(None, Tick(entry.series, since))
 
     async def _fire(self, entry: CronEntry, tick: Tick) -> None:
         try:

@@ -33,6 +33,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._rng = rng
         super().__init__(_Leap(self))
+        self._clock_resolution = 1e-6  # after half a year, seconds as a float are no finer than a nanosecond
 
     def time(self) -> float:
         return self._now

@@ -93,6 +93,8 @@ async def the_marks_of_an_enqueue_are_not_stored(store: Store, clock: FakeClock)
     [heir] = await store.insert([_keyed(CANCEL, "b")])
     assert (met.duplicate, heir.replaces is None) == (True, False)
     for job in (met, heir):
+        kept = await stored(store, job)
+        assert (kept.duplicate, kept.replaces) == (False, None)
         ended = await applied(store, cancel(job))
         assert (ended.duplicate, ended.replaces) == (False, None)
         assert await stored(store, job) == ended
