@@ -45,7 +45,7 @@ class Wanted(TypedDict, total=False):
 
 async def all_enqueued(
     worker: WorkerDef | str | None = None,
-    args: Mapping[str, Any] | None = None,
+    args: object = None,
     /,
     *,
     jobs: Supervisor | None = None,
@@ -65,7 +65,7 @@ async def all_enqueued(
 
 async def assert_enqueued(
     worker: WorkerDef | str,
-    args: Mapping[str, Any] | None = None,
+    args: object = None,
     /,
     *,
     jobs: Supervisor | None = None,
@@ -92,7 +92,7 @@ async def assert_enqueued(
 
 async def refute_enqueued(
     worker: WorkerDef | str,
-    args: Mapping[str, Any] | None = None,
+    args: object = None,
     /,
     *,
     jobs: Supervisor | None = None,
@@ -121,20 +121,25 @@ def _home(worker: WorkerDef | str | None, jobs: Supervisor | None) -> Supervisor
 
 
 async def _search(
-    home: Supervisor, worker: WorkerDef | str | None, args: Mapping[str, Any] | None, wanted: Wanted
+    home: Supervisor, worker: WorkerDef | str | None, args: object, wanted: Wanted
 ) -> tuple[list[Job[Any]], list[Job[Any]]]:
     """The waiting jobs of a worker: those that fit, and the others."""
     options: dict[str, Any] = dict(wanted)
     unknown = sorted(options.keys() - Wanted.__annotations__.keys())
     if unknown:
         raise OptionError(f"{unknown[0]!r} cannot be looked for; what can: {', '.join(Wanted.__annotations__)}")
-    as_stored = None if args is None else codec.loads(codec.dumps(args))
+    as_stored = _as_stored(args)
     fitting: list[Job[Any]] = []
     others: list[Job[Any]] = []
     for job in await _waiting(home, worker):
         fits = _holds(job.args, as_stored) and all(_has(job, *each, home.clock.now()) for each in options.items())
         (fitting if fits else others).append(job)
     return fitting, others
+
+
+def _as_stored(value: object) -> Any:
+    """What is read back once this was written."""
+    return codec.loads(codec.dumps(value))
 
 
 async def _waiting(home: Supervisor, worker: WorkerDef | str | None) -> list[Job[Any]]:
@@ -148,11 +153,11 @@ async def _waiting(home: Supervisor, worker: WorkerDef | str | None) -> list[Job
 
 
 def _holds(given: Any, wanted: Any) -> bool:
-    """Has one mapping everything of the other?"""
-    if wanted is None or not isinstance(given, dict):
-        return wanted is None
-    has = cast("dict[str, Any]", given)
-    return all(key in has and has[key] == value for key, value in wanted.items())
+    """Has one mapping everything of the other? What is no mapping must be equal."""
+    if not (isinstance(given, dict) and isinstance(wanted, dict)):
+        return wanted is None or bool(given == wanted)
+    has, needed = cast("dict[str, Any]", given), cast("dict[str, Any]", wanted)
+    return all(key in has and has[key] == value for key, value in needed.items())
 
 
 def _has(job: Job[Any], option: str, value: Any, now: datetime) -> bool:
@@ -160,7 +165,7 @@ def _has(job: Job[Any], option: str, value: Any, now: datetime) -> bool:
         case "tags":
             return set(limits.tags(value)) <= set(job.tags)
         case "meta":
-            return _holds(job.meta, value)
+            return _holds(job.meta, _as_stored(value))
         case "delay":
             due = now + timedelta(seconds=limits.seconds(value, "delay"))
             return abs(job.scheduled_at - due) <= CLOSE
@@ -168,10 +173,10 @@ def _has(job: Job[Any], option: str, value: Any, now: datetime) -> bool:
             return bool(getattr(job, option) == value)
 
 
-def _asked(worker: WorkerDef | str, args: Mapping[str, Any] | None, wanted: Wanted) -> str:
+def _asked(worker: WorkerDef | str, args: object, wanted: Wanted) -> str:
     name = worker.name if isinstance(worker, WorkerDef) else worker
     parts = [f"{key}={value!r}" for key, value in wanted.items()]
-    return ", ".join([name, *([] if args is None else [f"args {dict(args)!r}"]), *parts])
+    return ", ".join([name, *([] if args is None else [f"args {args!r}"]), *parts])
 
 
 def _listed(jobs: list[Job[Any]]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+import math
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from jobs_async.core import binding, limits
 from jobs_async.core.errors import OptionError
@@ -11,30 +12,38 @@ from jobs_async.core.job import WAITING, Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.outcome import Interrupted, Lost
 from jobs_async.core.query import MAX_PAGE, JobQuery
-from jobs_async.core.store import RESCUE_TEXT, rescue
+from jobs_async.core.store import rescue
+from jobs_async.runtime.drain import DrainReport
+from jobs_async.runtime.engine import ShutdownReport
 from jobs_async.runtime.herald import Herald
 from jobs_async.runtime.outage import Outage
 from jobs_async.runtime.queue_runner import QueueRunner
 from jobs_async.runtime.run import Cause
 from jobs_async.runtime.settler import Settler
 from jobs_async.runtime.supervisor import Supervisor
-from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.memory import MemoryStore
-from jobs_async.tasks import to_the_end
+from jobs_async.stores.urls import store_from_url
+from jobs_async.tasks import finish_anyway, to_the_end
 from jobs_async.testing.clock import FakeClock, TravelClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
     from types import ModuleType
 
     from jobs_async.core.limits import Seconds
     from jobs_async.core.options import Draft, NewJob
-    from jobs_async.core.store import Store
+    from jobs_async.core.store import Clock, Store
     from jobs_async.core.workers import WorkerDef
-    from jobs_async.runtime.drain import DrainReport
 
 R = TypeVar("R")
 CONCURRENCY = 10
+TELLING_GRACE = 1.0
+"""Seconds telemetry has once the run of a job was cancelled."""
+TAKEN_OVER = (
+    "enqueue_many get find counts wait watch cancel retry edit delete cancel_all retry_all delete_all pause_queue "
+    "resume_queue scale_queue drain"
+).split()
+"""What a Harness does in place of the Supervisor that it stands in for."""
 
 
 class Harness(Supervisor):
@@ -42,15 +51,16 @@ class Harness(Supervisor):
     or `run_one` is called; with `inline=True` each job that is due runs before its enqueue returns.
 
     It counts as running, so workers choose it over a Supervisor of the application that was not started. One that the
-    application enqueues into directly can be replaced: `stands_in_for` hands its workers and its jobs over to this one
-    until the end of the block. Without `queues` it serves every queue there is. The store is a MemoryStore unless
-    another is given; `clock` is a TravelClock unless another is given, and should be the store's own: `advance` moves
-    it.
+    application enqueues into directly, or starts with its server, can be replaced: what `stands_in_for` is asked to do
+    with jobs is done here until the end of the block, and to start and stop it does nothing. Without `queues` it serves
+    every queue there is. The store is a MemoryStore unless another is given; `clock` is a TravelClock unless another is
+    given, and should be the store's own, as it is where the store is given by its URL: `advance` moves it.
 
-    `async with` closes the store at the end, which one in a file needs. For a test of the whole, `start` and `stop` it.
+    `async with` closes the store at the end, which one in a file needs. For a test of the whole, `start` and `stop` it;
+    while it runs, or drains, jobs are run by that, and none inline.
 
     Raises:
-        OptionError, WorkerError: as Supervisor.
+        OptionError, WorkerError: as Supervisor; at the begin of the block, `stands_in_for` is running.
     """
 
     def __init__(
@@ -60,19 +70,19 @@ class Harness(Supervisor):
         workers: Iterable[WorkerDef | ModuleType] = (),
         stands_in_for: Supervisor | None = None,
         inline: bool = False,
-        clock: FakeClock | TravelClock | None = None,
+        clock: Clock | None = None,
         **options: Any,
     ) -> None:
-        clock = self._time = clock or TravelClock()
+        clock = clock or TravelClock()
         options.setdefault("max_stall", None)  # a test that blocks is no stall
-        super().__init__(store or MemoryStore(clock=clock), workers=workers, clock=clock, **options)
+        self._replaced = None if stands_in_for is None else _Replaced(stands_in_for)
+        if self._replaced is not None:
+            options = self._replaced.options | options
+        super().__init__(_store(store, clock), workers=workers, clock=clock, **options)
         self._inline = inline
         self._serves_all = "queues" not in options
-        self._replaced = None if stands_in_for is None else _Replaced(stands_in_for)
         self._is_entered = False
-        if stands_in_for is not None:
-            for worker in workers_of(stands_in_for):
-                self._register(worker)
+        self._claiming = asyncio.Lock()
 
     # --- while the test lasts ---
 
@@ -82,16 +92,22 @@ class Harness(Supervisor):
         return self._is_entered or super().is_running
 
     def __enter__(self) -> Self:
+        if self._replaced is not None:
+            for worker in self._replaced.workers:
+                self._register(worker)
+            self._replaced.by(self)
         self._is_entered = True
+        self._attach()
+        return self
+
+    def _attach(self) -> None:
         for worker in self._workers.values():
             binding.attach(worker, self)
-        if self._replaced is not None:
-            self._replaced.by(self.store)
-        return self
 
     def __exit__(self, *_exc: object) -> None:
         self._is_entered = False
         binding.detach(self)
+        self._waiters.close()
         if self._replaced is not None:
             self._replaced.undo()
 
@@ -104,32 +120,59 @@ class Harness(Supervisor):
         await to_the_end(self.stop())
 
     def advance(self, seconds: Seconds) -> None:
-        """Let time pass, on the wall and since boot: what was scheduled comes due."""
-        self._time.advance(seconds)
+        """Let time pass, on the wall and since boot: what was scheduled comes due.
+
+        Raises:
+            OptionError: it has a clock that cannot be moved.
+        """
+        if not isinstance(self.clock, (FakeClock, TravelClock)):
+            raise OptionError(f"a {limits.type_name(self.clock)} cannot be moved; use a TravelClock or a FakeClock")
+        self.clock.advance(seconds)
 
     # --- running jobs ---
 
     async def drain(self, *, with_scheduled: bool = False, timeout: Seconds | None = None) -> DrainReport:
-        await self._serve_all()
-        return await super().drain(with_scheduled=with_scheduled, timeout=timeout)
+        if self._lives or not self._serves_all:
+            return await super().drain(with_scheduled=with_scheduled, timeout=timeout)
+        now = asyncio.get_running_loop().time
+        end = math.inf if timeout is None else now() + limits.seconds(timeout, "timeout")
+        served, report = None, DrainReport()
+        while served != await self._serve_all():  # what ran may have put jobs into a queue that nobody knew
+            served = self._queues
+            left = None if timeout is None else max(0.0, end - now())
+            report = _sum(report, await super().drain(with_scheduled=with_scheduled, timeout=left))
+        return report
 
     async def start(self) -> None:
-        await self._serve_all()
+        if self._serves_all and not self._lives:
+            await self._serve_all()
         await super().start()
 
-    async def _serve_all(self) -> None:
-        if self._serves_all:
-            await self._ensure_open()
-            known = {queue for queue, _ in await self.store.tally()} | {w.opts.queue for w in self._workers.values()}
-            self._queues = dict.fromkeys(sorted(known | {"default"}), CONCURRENCY)
+    async def _end(self) -> ShutdownReport:
+        report = await super()._end()
+        if self._is_entered:  # what was started is stopped, and the block goes on
+            self._attach()
+        return report
+
+    async def _serve_all(self) -> dict[str, int]:
+        """Serve every queue that holds a job or is the one of a worker."""
+        await self._ensure_open()
+        known = {queue for queue, _ in await self.store.tally()} | {w.opts.queue for w in self._workers.values()}
+        self._queues = dict.fromkeys(sorted(known | {"default"}), CONCURRENCY)
+        return self._queues
 
     async def _insert(self, new: Sequence[NewJob], tick: Any = None) -> list[Job[Any]]:
         jobs = await super()._insert(new, tick)
-        if self._inline:
+        if self._inline and not self._lives:
             for job in jobs:
-                if job.state is JobState.available and not job.duplicate:
+                if not job.duplicate and await self._is_due(job):
                     await self.run_one(job)
         return jobs
+
+    async def _is_due(self, job: Job[Any]) -> bool:
+        """Nothing stands against running it now; asked of the store, for one that ran before it may have changed it."""
+        is_there = await self.store.select(JobQuery(ids=[job.id], states=[JobState.available]))
+        return bool(is_there) and not await self.store.is_paused(job.queue)
 
     async def enqueue_many(self, drafts: Iterable[Draft[R]], /, *, connection: object = None) -> list[Job[R]]:
         jobs = await super().enqueue_many(drafts, connection=connection)
@@ -137,67 +180,59 @@ class Harness(Supervisor):
             return jobs
         return [job if job.duplicate else await self.get(job) for job in jobs]
 
+    async def put(self, draft: Draft[R]) -> Job[R]:
+        """Store a job without running it, also where that is done inline."""
+        await self._ensure_open()
+        (job,) = await finish_anyway(super()._insert([self._decided(draft)]))
+        return job
+
     @property
     def worker_names(self) -> frozenset[str]:
         """The workers known here."""
         return frozenset(self._workers)
 
-    async def put(self, draft: Draft[R]) -> Job[R]:
-        """Store a job without running it, also where that is done inline."""
-        inline, self._inline = self._inline, False
-        try:
-            return await self.enqueue(draft)
-        finally:
-            self._inline = inline
-
     async def run_one(self, job: Job[R], *, attempt: int | None = None) -> Job[R]:
         """Run one attempt of a job that waits, whatever its time, with all that belongs to it: timeout, boundary,
-        settlement, telemetry. The record as it is then.
+        settlement, telemetry. The record as it is then. Cancelled, it ends the attempt as a stop does.
 
         Raises:
             JobNotFound: it is not in the store.
             OptionError: it does not wait, or its queue is paused.
         """
-        claimed = await self._claim(job, attempt)
-        herald = Herald(self.telemetry, self.clock)
-        outage = Outage(herald)
-        settler = Settler(self.store, herald, outage, self.rng, self._settled)
-        runner = QueueRunner(
-            claimed.queue,
-            1,
-            host=self,
-            node=_nobody,
-            find=self._workers.get,
-            settler=settler,
-            herald=herald,
-            outage=outage,
-            poll_interval=1.0,
-        )
-        settling = asyncio.get_running_loop().create_task(settler.loop(), name="jobs_async settler")
+        one = _OneRun(self, job.queue)
+        running = asyncio.get_running_loop().create_task(one.run(self._claim(job, attempt)), name="jobs_async one job")
         try:
-            await runner.begin([claimed])
-            await runner.empty.wait()
-        finally:
-            for run in list(runner.runs.values()):
-                run.stop(Cause.STOP)
-            await to_the_end(_end(runner, settler, settling, herald))
-        return await self.get(claimed)
+            await asyncio.wait({running})
+        except asyncio.CancelledError:
+            one.stop()
+            await to_the_end(_end_of(running))
+            raise
+        running.result()
+        return await self.get(job)
 
     async def _claim(self, job: Job[Any], attempt: int | None) -> Job[Any]:
-        """Claim this very job, and hand back whatever comes before it."""
+        """Claim this very job, and hand back whatever comes before it; one at a time, for each holds up the others."""
         await self._ensure_open()
-        row = await self.store.get(job.id)
-        if row.state not in WAITING:
-            raise OptionError(f"job {job.id} is {row.state.name} and cannot be run now")
-        await self._bring_forward(row, row.attempt + 1 if attempt is None else limits.integer(attempt, "attempt", 1))
+        async with self._claiming:
+            row = await self.store.get(job.id)
+            if row.state not in WAITING:
+                raise OptionError(f"job {job.id} is {row.state.name} and cannot be run now")
+            if await self.store.is_paused(row.queue):
+                raise OptionError(f"job {job.id} cannot be run now: queue {row.queue!r} is paused")
+            number = row.attempt + 1 if attempt is None else limits.integer(attempt, "attempt", 1)
+            await self._bring_forward(row, number)
+            return await self._fetch(row)
+
+    async def _fetch(self, row: Job[Any]) -> Job[Any]:
         claimed: list[Job[Any]] = []
-        while all(one.id != job.id for one in claimed):
-            page = (await self.store.fetch(row.queue, MAX_PAGE, node=None)).jobs
-            if not page:
-                raise OptionError(f"queue {row.queue!r} hands out no jobs: is it paused?")
-            claimed += page
-        await self.store.apply([decide(one, Interrupted()) for one in claimed if one.id != job.id])
-        return next(one for one in claimed if one.id == job.id)
+        try:
+            while page := (await self.store.fetch(row.queue, MAX_PAGE, node=None)).jobs:
+                claimed += page
+                if mine := [one for one in page if one.id == row.id]:
+                    return mine[0]
+        finally:
+            await self.store.apply([decide(one, Interrupted()) for one in claimed if one.id != row.id])
+        raise OptionError(f"job {row.id} cannot be run now: somebody else has claimed it")
 
     async def _bring_forward(self, row: Job[Any], attempt: int) -> None:
         """Make it due, with the attempt to come."""
@@ -211,52 +246,128 @@ class Harness(Supervisor):
         claimed = await self._claim(job, None)
         return claimed, self._workers[claimed.worker]
 
-    async def rescue_one(self, claimed: Job[Any]) -> None:
-        """What another node does with a job whose node has died: it is available again, the attempt counts."""
-        await self.store.apply([decide(claimed, Lost())])
+    async def rescue_one(self, claimed: Job[R]) -> Job[R]:
+        """What another node does with a job whose node has died: it is available again and the attempt counts, unless
+        that was its last, or somebody has asked to cancel it.
+        """
+        await self.store.apply([decide(await self.store.get(claimed.id), Lost())])
+        return await self.get(claimed)
 
     async def crash(self) -> None:
         """Die as by `kill -9` while started: nothing is settled, nothing handed back. What ran is then rescued at once,
         as another node would after the lease.
 
-        The handlers are cancelled, for there is no other way to stop them here; what they do about it is lost on
-        nobody but what they do it to.
+        The handlers are cancelled, for there is no other way to stop them here: their `finally` blocks do run.
         """
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.die()
             binding.changed()
-        await rescue(self.store, JobQuery(orphaned=True, limit=MAX_PAGE), RESCUE_TEXT)
+        await rescue(self.store, JobQuery(orphaned=True, limit=MAX_PAGE), Lost().text)
+
+
+class _OneRun:
+    """The parts of an engine that one job needs, for as long as it runs."""
+
+    def __init__(self, harness: Harness, queue: str) -> None:
+        known: Any = harness
+        self._herald = Herald(harness.telemetry, harness.clock)
+        outage = Outage(self._herald)
+        self._settler = Settler(harness.store, self._herald, outage, harness.rng, known._settled)
+        self._runner = QueueRunner(
+            queue,
+            1,
+            host=harness,
+            node=_nobody,
+            find=known._workers.get,
+            settler=self._settler,
+            herald=self._herald,
+            outage=outage,
+            poll_interval=1.0,
+        )
+
+    async def run(self, claim: Awaitable[Job[Any]]) -> None:
+        claimed = await claim
+        settling = asyncio.get_running_loop().create_task(self._settler.loop(), name="jobs_async settler")
+        try:
+            await self._runner.begin([claimed])
+            await self._runner.empty.wait()
+        finally:
+            self._settler.close()
+            await asyncio.wait({settling})
+            await self._herald.close()
+            await self._runner.dismiss()
+            self._runner.close()
+
+    def stop(self) -> None:
+        """Cut what runs, and hand back what has not begun."""
+        self._herald.hurry(TELLING_GRACE)
+        self._runner.stop()
+        for run in list(self._runner.runs.values()):
+            run.stop(Cause.STOP)
 
 
 class _Replaced:
     """A Supervisor of the application whose jobs go elsewhere for a while."""
 
     def __init__(self, app: Supervisor) -> None:
-        self._app: Any = app
-        self._was: tuple[Any, Any] = (app.store, self._app._waiters)
+        self._app = app
+        self._known: Any = app
+        self._was: dict[str, Any] = {}
+        self._shadow: dict[str, Any] = {}
 
-    def by(self, store: Store) -> None:
-        self._app.store, self._app._waiters = store, Waiters(store)
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is the same in the one that stands in for it."""
+        return {"telemetry": self._app.telemetry, "strict": self._known._strict}
+
+    @property
+    def workers(self) -> list[WorkerDef]:
+        return list(self._known._workers.values())
+
+    def by(self, harness: Harness) -> None:
+        """Let the harness answer in its place."""
+        if self._app.is_running:
+            raise OptionError("a Harness cannot stand in for a Supervisor that is running; stop that first")
+        self._shadow = {name: getattr(harness, name) for name in TAKEN_OVER}
+        self._shadow |= {"store": harness.store, "start": _stay, "stop": _stay}
+        own = vars(self._app)
+        self._was = {name: own[name] for name in self._shadow if name in own}
+        own.update(self._shadow)
 
     def undo(self) -> None:
-        self._app.store, self._app._waiters = self._was
+        own = vars(self._app)
+        for name in self._shadow:
+            del own[name]
+        own.update(self._was)
 
 
-def workers_of(app: Supervisor) -> list[WorkerDef]:
-    """The workers that a Supervisor was given."""
-    known: Any = app
-    return list(known._workers.values())
+async def _stay() -> ShutdownReport:
+    """Neither starts nor stops anything."""
+    return ShutdownReport()
+
+
+def _store(given: Store | str | None, clock: Clock) -> Store:
+    """The store to use, on this clock where it is made here."""
+    if given is None:
+        return MemoryStore(clock=clock)
+    if not isinstance(given, str):
+        return given
+    made: Any = store_from_url(given)
+    made._clock = clock
+    return cast("Store", made)
+
+
+def _sum(one: DrainReport, other: DrainReport) -> DrainReport:
+    return DrainReport(**{kind: getattr(one, kind) + getattr(other, kind) for kind in DrainReport.__struct_fields__})
 
 
 def _nobody() -> None:
     """The node of what is claimed without one."""
 
 
-async def _end(runner: QueueRunner, settler: Settler, settling: asyncio.Task[None], herald: Herald) -> None:
-    await runner.empty.wait()
-    settler.close()
-    await asyncio.wait({settling})
-    await herald.close()
-    await runner.dismiss()
-    runner.close()
+async def _end_of(task: asyncio.Task[None]) -> None:
+    """Wait for it, and look at its error, so that it is not reported as never retrieved."""
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

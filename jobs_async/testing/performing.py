@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import contextmanager
 from types import coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -12,9 +13,9 @@ from msgspec import Struct
 
 from jobs_async.core import binding
 from jobs_async.core.errors import NotBound, OptionError, WorkerNotFound
-from jobs_async.core.job import Job
+from jobs_async.core.job import WAITING, Job
 from jobs_async.core.options import Draft, JobOpts
-from jobs_async.core.workers import Enqueuer, WorkerDef
+from jobs_async.core.workers import ContextWorker, Enqueuer, Worker, WorkerDef
 from jobs_async.runtime.processes import Processes
 from jobs_async.runtime.run import Cause, Run
 from jobs_async.testing.harness import Harness
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
     from jobs_async.core.options import JobOptions
 
 R = TypeVar("R")
+C = TypeVar("C")
+Typed = Worker[..., C] | ContextWorker[..., C]
+"""A worker itself, without options of its own; the keywords of `perform` are those."""
 
 
 @overload
 async def perform(
-    worker: Enqueuer[..., Awaitable[R]],
+    worker: Typed[Awaitable[R]],
     args: object = ...,
     /,
     *,
@@ -42,7 +46,7 @@ async def perform(
 ) -> Job[R]: ...
 @overload
 async def perform(
-    worker: Enqueuer[..., R],
+    worker: Typed[R],
     args: object = ...,
     /,
     *,
@@ -79,13 +83,13 @@ async def perform(
         ArgsError, OptionError: the arguments or options cannot be stored, or do not fit.
         WorkerNotFound: a name that no worker of `jobs` bears.
     """
-    harness, draft = _scene(worker, args, jobs, options)
-    return await harness.run_one(await harness.put(draft), attempt=attempt)
+    with _scene(worker, args, jobs, options) as (harness, draft):
+        return await harness.run_one(await harness.put(draft), attempt=attempt)
 
 
 @overload
 async def perform_twice(
-    worker: Enqueuer[..., Awaitable[R]],
+    worker: Typed[Awaitable[R]],
     args: object = ...,
     /,
     *,
@@ -94,7 +98,7 @@ async def perform_twice(
 ) -> Job[R]: ...
 @overload
 async def perform_twice(
-    worker: Enqueuer[..., R], args: object = ..., /, *, jobs: Harness | None = ..., **options: Unpack[JobOptions]
+    worker: Typed[R], args: object = ..., /, *, jobs: Harness | None = ..., **options: Unpack[JobOptions]
 ) -> Job[R]: ...
 @overload
 async def perform_twice(
@@ -104,15 +108,16 @@ async def perform_twice(
     worker: Any, args: object = None, /, *, jobs: Harness | None = None, **options: Any
 ) -> Job[Any]:
     """As `perform`, but the process dies when the handler has returned and before that is stored; then the same job
-    runs again, as it will after a rescue. What the handler does should be there once.
+    runs again, as it will after a rescue. What the handler does should be there once. A job that has no second attempt
+    is discarded instead, and does not run again.
 
     Raises:
         As `perform`.
     """
-    harness, draft = _scene(worker, args, jobs, options)
-    job = await harness.put(draft)
-    await _run_and_die(harness, job, None)
-    return await harness.run_one(job)
+    with _scene(worker, args, jobs, options) as (harness, draft):
+        job = await harness.put(draft)
+        await _run_and_die(harness, job, None)
+        return await _run_again(harness, job)
 
 
 class Crash(Struct, frozen=True):
@@ -125,7 +130,7 @@ class Crash(Struct, frozen=True):
 
 
 async def crash_at_each_await(
-    worker: Enqueuer[..., Any] | WorkerDef | str,
+    worker: WorkerDef | str,
     args: object = None,
     /,
     *,
@@ -145,45 +150,52 @@ async def crash_at_each_await(
     Raises:
         As `perform`.
     """
-    harness, draft = _scene(worker, args, jobs, options)
-    awaits, died = 0, True
-    while died:
-        job = await harness.put(draft)
-        died = await _run_and_die(harness, job, awaits)
-        yield Crash(awaits if died else None, await harness.run_one(job))
-        awaits += 1
+    with _scene(worker, args, jobs, options) as (harness, draft):
+        awaits, died = 0, True
+        while died:
+            job = await harness.put(draft)
+            died = await _run_and_die(harness, job, awaits)
+            yield Crash(awaits if died else None, await _run_again(harness, job))
+            awaits += 1
 
 
-def _scene(worker: Any, args: object, jobs: Harness | None, options: Mapping[str, Any]) -> tuple[Harness, Draft[Any]]:
+@contextmanager
+def _scene(
+    worker: Any, args: object, jobs: Harness | None, options: Mapping[str, Any]
+) -> Generator[tuple[Harness, Draft[Any]]]:
     """Where a job of this worker goes, and the job."""
     if isinstance(worker, Enqueuer) and not isinstance(worker, WorkerDef):
         raise OptionError("give the worker itself, and options as keywords")
-    if jobs is None:
-        jobs = _home(worker)
-    if isinstance(worker, WorkerDef) and worker.name not in jobs.worker_names:
-        jobs.register_worker(worker)
-    name = worker.name if isinstance(worker, WorkerDef) else worker
-    if name not in jobs.worker_names:
-        raise WorkerNotFound(f"no worker {name!r} is registered with this Harness")
-    return jobs, Draft(name, args, JobOpts(**cast("JobOptions", options)))
+    home = jobs or _home(worker)
+    harness = home or Harness()
+    try:
+        if isinstance(worker, WorkerDef):
+            harness.register_worker(worker)
+        name = worker.name if isinstance(worker, WorkerDef) else worker
+        if name not in harness.worker_names:
+            raise WorkerNotFound(f"no worker {name!r} is registered with this Harness")
+        yield harness, Draft(name, args, JobOpts(**cast("JobOptions", options)))
+    finally:
+        if home is None:
+            binding.detach(harness)
 
 
-def _home(worker: Any) -> Harness:
-    """The Harness a worker is attached to, or a new one."""
+def _home(worker: Any) -> Harness | None:
+    """The Harness a worker is attached to, if that is so."""
     if not isinstance(worker, WorkerDef):
         raise OptionError("a worker by name needs jobs=, the Harness that knows it")
     try:
         host = binding.resolve(worker)
     except NotBound:
-        return Harness(workers=[worker])
-    return host if isinstance(host, Harness) else Harness(workers=[worker])
+        return None
+    return host if isinstance(host, Harness) else None
 
 
 async def _run_and_die(harness: Harness, job: Job[Any], awaits: int | None) -> bool:
     """Run an attempt whose outcome nobody learns; whether it died before its end."""
     claimed, worker = await harness.claim_to_crash(job)
     mortal = _Mortal(worker, math.inf if awaits is None else awaits)
-    run = mortal.run = Run(claimed, mortal, harness)
+    run = mortal.run = Run(claimed, mortal if worker.is_async else worker, harness)
     ended, processes = asyncio.Event(), Processes()
     run.start(CapacityLimiter(math.inf), processes, lambda _: ended.set(), lambda _: None)
     try:
@@ -191,19 +203,23 @@ async def _run_and_die(harness: Harness, job: Job[Any], awaits: int | None) -> b
     finally:
         run.stop(Cause.LEASE_LOST)
         await processes.close()
-    await harness.rescue_one(claimed)
     return mortal.has_died
 
 
+async def _run_again(harness: Harness, job: Job[R]) -> Job[R]:
+    """What becomes of a job whose node has died."""
+    rescued = await harness.rescue_one(job)
+    return await harness.run_one(rescued) if rescued.state in WAITING else rescued
+
+
 class _Mortal(WorkerDef):
-    """A worker whose handler is cut where it waits for the n-th time."""
+    """An async worker whose handler is cut where it waits for the n-th time."""
 
     run: Run
 
     def __init__(self, worker: WorkerDef, awaits: float) -> None:
         super().__init__(worker.name, _never_called, opts=worker.opts, retry_strategy=worker.retry_strategy)
-        self.is_async = worker.is_async
-        self.process = worker.process
+        self.is_async = True
         self.has_died = False
         self._inner = worker
         self._awaits = awaits

@@ -66,7 +66,10 @@ def jobs(
 
 @pytest.fixture(params=STORES)
 def jobs_store(request: pytest.FixtureRequest, tmp_path: Path, jobs_clock: TravelClock) -> Store:
-    """Each kind of store in turn, empty and not open: `async with Harness(jobs_store, workers=[...]) as jobs:`."""
+    """Each kind of store in turn, empty and not open, on the time of `jobs_clock`:
+
+    async with Harness(jobs_store, clock=jobs_clock, workers=[...]) as jobs:
+    """
     from jobs_async.stores.memory import MemoryStore
     from jobs_async.stores.sqlite import SqliteStore
 

@@ -290,7 +290,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "text"),
         [
-            ({"queu": "mail"}, "'queu' is not an option of a worker; known are max_attempts, name, priority, process, queue"),
+            ({"queu": "mail"}, "'queu' is not an option of a worker; known are max_attempts, name, priority, process"),
             ({"process": "yes"}, "process must be True or False"),
             ({"delay": 3}, "'delay' is not an option of a worker"),
             ({"queue": ""}, "queue"),

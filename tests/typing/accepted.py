@@ -3,7 +3,8 @@
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from random import Random
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, assert_type
 
@@ -19,8 +20,11 @@ from jobs_async import (
     Job,
     JobContext,
     JobOpts,
+    JobQuery,
+    JobState,
     LinearBackoff,
     MemoryStore,
+    Queue,
     QueueHandler,
     Supervisor,
     Telemetry,
@@ -30,6 +34,7 @@ from jobs_async import (
     current_context,
     worker,
 )
+from jobs_async.testing import FakeClock, Harness, crash_at_each_await, perform, perform_twice
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +84,16 @@ def owned_sync(a: int) -> str:
     return str(a)
 
 
+@worker(process=True, timeout_seconds=None)
+def in_a_process(n: int, *, exact: bool = False) -> list[int]:
+    return [n] if exact else []
+
+
+@jobs.worker(process=True, queue="slow")
+def owned_in_a_process(n: int) -> float:
+    return n / 2
+
+
 @jobs.worker(context=True)
 async def owned_context(ctx: JobContext, a: int) -> str:
     return str(a)
@@ -95,11 +110,14 @@ async def forms() -> None:
     assert_type(await owned.enqueue(1), Job[list[int]])
     assert_type(await owned_sync.enqueue(1), Job[str])
     assert_type(await owned_context.enqueue(a=1), Job[str])
+    assert_type(await in_a_process.enqueue(1, exact=True), Job[list[int]])
+    assert_type(await owned_in_a_process.enqueue(1), Job[float])
 
 
 async def direct_calls(ctx: JobContext) -> None:
     assert_type(await add(1, b=2), int)
     assert_type(crop("a.png", width=3), bytes)
+    assert_type(in_a_process(1), list[int])
     assert_type(await report(ctx, "monday"), float)
     assert_type(await owned_context(ctx, 1), str)
 
@@ -233,6 +251,44 @@ def bare_job(job: Job, found: Sequence[Job[str]]) -> Sequence[Job]:
 # --- operating ---
 
 
+async def every_option() -> None:
+    await add.options(
+        queue="mail",
+        priority=-1,
+        max_attempts=3,
+        delay=timedelta(minutes=1),
+        timeout_seconds=None,
+        unique_key="a",
+        unique_strategy=UniqueStrategy.REJECT,
+        idempotency_key="b",
+        correlation_id="c",
+        external_id="d",
+        tags=["e"],
+        meta={"f": [1]},
+        connection=None,
+    ).enqueue(1)
+    for queues in ({"mail": 5}, [Queue("mail", concurrency=5)], [Queue(name="mail")]):
+        Supervisor(
+            "sqlite:///jobs.db",
+            queues=queues,
+            workers=[add, send],
+            telemetry=Telemetry(),
+            poll_interval=timedelta(seconds=1),
+            shutdown_timeout=30,
+            heartbeat=5.0,
+            lease=30,
+            rescue_interval=10,
+            max_rescues=3,
+            max_stall=None,
+            slow_after=timedelta(minutes=1),
+            retention={JobState.completed: timedelta(days=7), JobState.discarded: 1e6},
+            strict=True,
+            clock=FakeClock(),
+            rng=Random(1),
+        )
+    Supervisor(retention=timedelta(days=7), slow_after=None, max_stall=300)
+
+
 async def operating(jobs: Supervisor, log: ActivityLog) -> None:
     assert_type(await jobs.edit(7, args={"a": 1}, priority=-1, delay=timedelta(minutes=5)), Job[Any])
     assert_type(await jobs.edit(7, queue="mail", max_attempts=3, scheduled_at=datetime.now(UTC)), Job[Any])
@@ -240,6 +296,64 @@ async def operating(jobs: Supervisor, log: ActivityLog) -> None:
     assert_type(jobs.stuck, tuple[int, ...])
     assert_type(Telemetry().attach(QueueHandler(log, capacity=10)), bool)
     assert_type(log.latest(3), list[str])
+
+
+# --- watching, draining, many at once ---
+
+
+async def many(jobs: Supervisor) -> None:
+    async for record in jobs.watch(await add.enqueue(1)):
+        assert_type(record, Job[int])
+    async for unknown in jobs.watch(7, interval=timedelta(seconds=1)):
+        assert_type(unknown, Job[Any])
+    report = await jobs.drain(with_scheduled=True, timeout=60)
+    assert_type(report.completed, int)
+    assert_type(report.total, int)
+    dead = JobQuery(states=[JobState.discarded], worker="add", error="Timeout")
+    assert_type(await jobs.retry_all(dead), int)
+    assert_type(await jobs.cancel_all(JobQuery(queue=["a", "b"])), int)
+    assert_type(await jobs.delete_all(dead), int)
+
+
+def kept() -> None:
+    Supervisor(retention=3600)
+    Supervisor(retention=timedelta(days=7))
+    Supervisor(retention={JobState.completed: 3600, JobState.discarded: 86400.5})
+    Supervisor(retention={JobState.completed: timedelta(days=1)})
+
+
+# --- cron ---
+
+
+@jobs.cron("*/15 * * * *", args={"a": 1})
+async def quarterly(a: int, b: int = 1) -> int:
+    return a + b
+
+
+@jobs.cron("@daily", name="thumbnails", timezone="Europe/Paris", catch_up="none", day_or=False)
+def nightly(path: str) -> bytes:
+    return path.encode()
+
+
+scheduled_add = jobs.cron("0 2 * * *", args={"a": 1})(add)
+scheduled_report = jobs.cron("0 2 * * *", name="report", args={"day": "monday"})(report)
+scheduled_raw = jobs.cron("0 2 * * *", name="raw")(WorkerDef("raw", lambda args, ctx: None))
+
+
+async def cron(ctx: JobContext, zone: tzinfo) -> None:
+    assert_type(await quarterly.enqueue(1, b=2), Job[int])
+    assert_type(await quarterly(1), int)
+    assert_type(await nightly.enqueue("a.png"), Job[bytes])
+    assert_type(await scheduled_add.enqueue(1, b=2), Job[int])
+    assert_type(await scheduled_report.enqueue("monday"), Job[float])
+    assert_type(await scheduled_report(ctx, "monday"), float)
+    assert_type(scheduled_raw, WorkerDef)
+    entry = jobs.register_cron("by name", "0 2 * * *", "resize", {"id": 7}, JobOpts(priority=5), timezone=zone)
+    assert_type(entry.next_after(datetime.now(UTC)), datetime)
+    assert_type(jobs.register_cron("worker", "0 2 * * *", add, {"a": 1}, queue="q", unique_key="k").name, str)
+    jobs.register_cron("draft", "0 2 * * *", add.draft(1, b=2), timezone=-18000, catch_up="latest")
+    assert_type(jobs.unregister_cron("draft").name, str)
+    assert_type(list(jobs.crons), list[str])
 
 
 # --- in company ---
@@ -265,3 +379,25 @@ async def parent(a: int) -> int:
     assert_type(await context.enqueue(add.draft(a)), Job[Any])
     assert_type(await add.enqueue(a), Job[int])
     return a
+
+
+# --- in tests ---
+
+
+async def in_tests() -> None:
+    async with Harness(workers=[add], stands_in_for=jobs, inline=True) as harness:
+        assert_type(harness, Harness)
+    assert_type(await perform(add, {"a": 1}), Job[int])
+    assert_type(await perform(crop, {"path": "a"}, jobs=harness, attempt=2, priority=1, delay=60), Job[bytes])
+    assert_type(await perform(report, {"day": "monday"}), Job[float])
+    assert_type(await perform(report_sync, {"day": "monday"}), Job[None])
+    assert_type(await perform(in_a_process, {"n": 1}), Job[list[int]])
+    assert_type(await perform("crop-image", [1, 2], jobs=harness), Job[Any])
+    assert_type(await perform(WorkerDef("raw", lambda args, ctx: None)), Job[Any])
+    assert_type(await perform_twice(add, {"a": 1}, queue="x"), Job[int])
+    assert_type(await perform_twice(crop, {"path": "a"}), Job[bytes])
+    assert_type(await perform_twice("crop-image", jobs=harness), Job[Any])
+    assert_type(await harness.run_one(await add.enqueue(1), attempt=2), Job[int])
+    async for crash in crash_at_each_await(add, {"a": 1}, jobs=harness, tags=["x"]):
+        assert_type(crash.awaits, int | None)
+        assert_type(crash.job, Job[Any])

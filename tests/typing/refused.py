@@ -4,6 +4,14 @@ Checked by test_typing.py, never run. One mistake a line; the marker stands on t
 """
 
 from jobs_async import Draft, Job, JobContext, Supervisor, WorkerDef, worker
+from jobs_async.testing import (
+    Harness,
+    assert_enqueued,
+    crash_at_each_await,
+    perform,
+    perform_twice,
+    refute_enqueued,
+)
 
 jobs = Supervisor()
 
@@ -36,6 +44,21 @@ async def operating() -> None:
     await jobs.edit(7, unique_key="k")  # E: mypy,pyright
     await jobs.edit(7, priority="high")  # E: mypy,pyright
     await jobs.scale_queue("mail", "many")  # E: mypy,pyright
+
+
+async def many() -> None:
+    async for record in jobs.watch(await add.enqueue(1)):
+        words: Job[str] = record  # E: mypy,pyright
+        print(words)
+    await jobs.watch(7)  # E: mypy,pyright
+    jobs.watch("7")  # E: mypy,pyright
+    await jobs.drain(with_scheduled="yes")  # E: mypy,pyright
+    await jobs.drain(60)  # E: mypy,pyright
+    await jobs.retry_all([7])  # E: mypy,pyright
+    await jobs.cancel_all()  # E: mypy,pyright
+    await jobs.delete_all(states=[])  # E: mypy,pyright
+    Supervisor(retention="7d")  # E: mypy,pyright
+    Supervisor(retention={"completed": 60})  # E: mypy,pyright
 
 
 async def arguments(ctx: JobContext) -> None:
@@ -91,11 +114,32 @@ worker("mail")  # E: mypy,pyright
 worker(queue=3)  # E: mypy,pyright
 worker(queue_name="mail")  # E: mypy,pyright
 worker(delay=60)  # E: mypy,pyright
-worker(process=True)  # E: mypy,pyright
+worker(process="yes")  # E: mypy,pyright
 worker(plain, queue="mail")  # E: mypy,pyright
 worker(context=True)(plain)  # E: mypy,pyright
 jobs.worker(queue=3)  # E: mypy,pyright
 jobs.worker(context=True)(plain)  # E: mypy,pyright
+
+
+@jobs.cron("@hourly")
+async def hourly(a: int = 1) -> int:
+    return a
+
+
+async def cron() -> None:
+    await hourly.enqueue("1")  # E: mypy,pyright
+    await hourly("1")  # E: mypy,pyright
+    await jobs.cron("@daily")(send).enqueue(1)  # E: mypy,pyright
+    jobs.cron(15)  # E: mypy,pyright
+    jobs.cron("@daily", catch_up="all")  # E: mypy,pyright
+    jobs.cron("@daily", priority=1)  # E: mypy,pyright
+    jobs.register_cron("a", "@daily", plain)  # E: mypy,pyright
+    jobs.register_cron("a", "@daily", "add", prioritty=1)  # E: mypy,pyright
+    jobs.register_cron("a", "@daily", "add", priority="high")  # E: mypy,pyright
+    jobs.register_cron("a", "@daily", "add", timezone=1.5)  # E: mypy,pyright
+    jobs.register_cron("a", "@daily", add.options(delay=1))  # E: mypy,pyright
+    jobs.unregister_cron(7)  # E: mypy,pyright
+    jobs.crons["a"] = jobs.crons["b"]  # E: mypy,pyright
 
 
 async def supervisor() -> None:
@@ -108,3 +152,22 @@ async def supervisor() -> None:
     await jobs.wait("7")  # E: mypy,pyright
     await jobs.result(7)  # E: mypy,pyright
     WorkerDef("raw", plain)  # E: mypy,pyright
+
+
+async def in_tests() -> None:
+    await perform(add, {"a": 1}, prioritty=1)  # E: mypy,pyright
+    await perform(add, {"a": 1}, priority="high")  # E: mypy,pyright
+    await perform(add, {"a": 1}, attempt="last")  # E: mypy,pyright
+    await perform(add, {"a": 1}, jobs=jobs)  # E: mypy,pyright
+    await perform(add.options(priority=1), {"a": 1})  # E: mypy,pyright
+    await perform(plain, {"a": 1})  # E: mypy,pyright
+    await perform_twice(add, {"a": 1}, attempt=2)  # E: mypy,pyright
+    job = await perform(add, {"a": 1})
+    text: Job[str] = job  # E: mypy,pyright
+    late: Job[int] = perform(add, {"a": 1})  # E: mypy,pyright
+    await crash_at_each_await(add)  # E: mypy,pyright
+    await assert_enqueued(add, prioritty=1)  # E: mypy,pyright
+    await assert_enqueued(add, delay="soon")  # E: mypy,pyright
+    await refute_enqueued(add, timeout=1)  # E: mypy,pyright
+    Harness(clock="now")  # E: mypy,pyright
+    print(text, late)
