@@ -59,7 +59,7 @@ class Producer:
             raise OptionError(
                 f"telemetry must be a Telemetry, not {limits.type_name(telemetry)}; attach handlers to one"
             )
-        self.store = store_from_url(store) if isinstance(store, str) else validate_store(store)
+        self.store = store_from_url(store, clock) if isinstance(store, str) else validate_store(store)
         self.telemetry = telemetry
         self.clock: Clock = clock or SystemClock()
         self.rng = rng or Random()  # spreads retries and polls, keeps no secret

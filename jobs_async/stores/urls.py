@@ -8,11 +8,11 @@ from urllib.parse import unquote
 from jobs_async.core.errors import OptionError
 
 if TYPE_CHECKING:
-    from jobs_async.core.store import Store
+    from jobs_async.core.store import Clock, Store
 
 
-def store_from_url(url: str) -> Store:
-    """Make the store a URL names; its driver is imported only now.
+def store_from_url(url: str, clock: Clock | None = None) -> Store:
+    """Make the store a URL names, on the system's clock or another; its driver is imported only now.
 
     `sqlite:///jobs.db` is a path from the working folder, `sqlite:////var/lib/jobs.db` an absolute one.
 
@@ -23,9 +23,9 @@ def store_from_url(url: str) -> Store:
     if scheme == "memory" and found and not rest:
         from jobs_async.stores.memory import MemoryStore
 
-        return MemoryStore()
+        return MemoryStore(clock=clock)
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         from jobs_async.stores.sqlite import SqliteStore
 
-        return SqliteStore(unquote(rest[1:]))
+        return SqliteStore(unquote(rest[1:]), clock=clock)
     raise OptionError("a store's URL is memory:// or sqlite:///path/of/a/file.db (four slashes for an absolute path)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jobs_async.core import binding, limits
 from jobs_async.core.errors import OptionError
@@ -14,36 +14,25 @@ from jobs_async.core.outcome import Interrupted, Lost
 from jobs_async.core.query import MAX_PAGE, JobQuery
 from jobs_async.core.store import rescue
 from jobs_async.runtime.drain import DrainReport
-from jobs_async.runtime.engine import ShutdownReport
-from jobs_async.runtime.herald import Herald
-from jobs_async.runtime.outage import Outage
-from jobs_async.runtime.queue_runner import QueueRunner
-from jobs_async.runtime.run import Cause
-from jobs_async.runtime.settler import Settler
 from jobs_async.runtime.supervisor import Supervisor
 from jobs_async.stores.memory import MemoryStore
-from jobs_async.stores.urls import store_from_url
 from jobs_async.tasks import finish_anyway, to_the_end
 from jobs_async.testing.clock import FakeClock, TravelClock
+from jobs_async.testing.one_run import OneRun
+from jobs_async.testing.standing_in import StandIn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from types import ModuleType
 
     from jobs_async.core.limits import Seconds
     from jobs_async.core.options import Draft, NewJob
     from jobs_async.core.store import Clock, Store
     from jobs_async.core.workers import WorkerDef
+    from jobs_async.runtime.engine import ShutdownReport
 
 R = TypeVar("R")
 CONCURRENCY = 10
-TELLING_GRACE = 1.0
-"""Seconds telemetry has once the run of a job was cancelled."""
-TAKEN_OVER = (
-    "enqueue_many get find counts wait watch cancel retry edit delete cancel_all retry_all delete_all pause_queue "
-    "resume_queue scale_queue drain"
-).split()
-"""What a Harness does in place of the Supervisor that it stands in for."""
 
 
 class Harness(Supervisor):
@@ -75,10 +64,10 @@ class Harness(Supervisor):
     ) -> None:
         clock = clock or TravelClock()
         options.setdefault("max_stall", None)  # a test that blocks is no stall
-        self._replaced = None if stands_in_for is None else _Replaced(stands_in_for)
+        self._replaced = None if stands_in_for is None else StandIn(stands_in_for)
         if self._replaced is not None:
             options = self._replaced.options | options
-        super().__init__(_store(store, clock), workers=workers, clock=clock, **options)
+        super().__init__(store or MemoryStore(clock=clock), workers=workers, clock=clock, **options)
         self._inline = inline
         self._serves_all = "queues" not in options
         self._is_entered = False
@@ -199,7 +188,7 @@ class Harness(Supervisor):
             JobNotFound: it is not in the store.
             OptionError: it does not wait, or its queue is paused.
         """
-        one = _OneRun(self, job.queue)
+        one = OneRun(self, job.queue)
         running = asyncio.get_running_loop().create_task(one.run(self._claim(job, attempt)), name="jobs_async one job")
         try:
             await asyncio.wait({running})
@@ -266,104 +255,8 @@ class Harness(Supervisor):
         await rescue(self.store, JobQuery(orphaned=True, limit=MAX_PAGE), Lost().text)
 
 
-class _OneRun:
-    """The parts of an engine that one job needs, for as long as it runs."""
-
-    def __init__(self, harness: Harness, queue: str) -> None:
-        known: Any = harness
-        self._herald = Herald(harness.telemetry, harness.clock)
-        outage = Outage(self._herald)
-        self._settler = Settler(harness.store, self._herald, outage, harness.rng, known._settled)
-        self._runner = QueueRunner(
-            queue,
-            1,
-            host=harness,
-            node=_nobody,
-            find=known._workers.get,
-            settler=self._settler,
-            herald=self._herald,
-            outage=outage,
-            poll_interval=1.0,
-        )
-
-    async def run(self, claim: Awaitable[Job[Any]]) -> None:
-        claimed = await claim
-        settling = asyncio.get_running_loop().create_task(self._settler.loop(), name="jobs_async settler")
-        try:
-            await self._runner.begin([claimed])
-            await self._runner.empty.wait()
-        finally:
-            self._settler.close()
-            await asyncio.wait({settling})
-            await self._herald.close()
-            await self._runner.dismiss()
-            self._runner.close()
-
-    def stop(self) -> None:
-        """Cut what runs, and hand back what has not begun."""
-        self._herald.hurry(TELLING_GRACE)
-        self._runner.stop()
-        for run in list(self._runner.runs.values()):
-            run.stop(Cause.STOP)
-
-
-class _Replaced:
-    """A Supervisor of the application whose jobs go elsewhere for a while."""
-
-    def __init__(self, app: Supervisor) -> None:
-        self._app = app
-        self._known: Any = app
-        self._was: dict[str, Any] = {}
-        self._shadow: dict[str, Any] = {}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What is the same in the one that stands in for it."""
-        return {"telemetry": self._app.telemetry, "strict": self._known._strict}
-
-    @property
-    def workers(self) -> list[WorkerDef]:
-        return list(self._known._workers.values())
-
-    def by(self, harness: Harness) -> None:
-        """Let the harness answer in its place."""
-        if self._app.is_running:
-            raise OptionError("a Harness cannot stand in for a Supervisor that is running; stop that first")
-        self._shadow = {name: getattr(harness, name) for name in TAKEN_OVER}
-        self._shadow |= {"store": harness.store, "start": _stay, "stop": _stay}
-        own = vars(self._app)
-        self._was = {name: own[name] for name in self._shadow if name in own}
-        own.update(self._shadow)
-
-    def undo(self) -> None:
-        own = vars(self._app)
-        for name in self._shadow:
-            del own[name]
-        own.update(self._was)
-
-
-async def _stay() -> ShutdownReport:
-    """Neither starts nor stops anything."""
-    return ShutdownReport()
-
-
-def _store(given: Store | str | None, clock: Clock) -> Store:
-    """The store to use, on this clock where it is made here."""
-    if given is None:
-        return MemoryStore(clock=clock)
-    if not isinstance(given, str):
-        return given
-    made: Any = store_from_url(given)
-    made._clock = clock
-    return cast("Store", made)
-
-
 def _sum(one: DrainReport, other: DrainReport) -> DrainReport:
     return DrainReport(**{kind: getattr(one, kind) + getattr(other, kind) for kind in DrainReport.__struct_fields__})
-
-
-def _nobody() -> None:
-    """The node of what is claimed without one."""
 
 
 async def _end_of(task: asyncio.Task[None]) -> None:

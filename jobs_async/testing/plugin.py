@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from jobs_async.stores.memory import MemoryStore
+from jobs_async.stores.sqlite import SqliteStore
+from jobs_async.testing.clock import TravelClock
+from jobs_async.testing.harness import Harness
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -17,8 +22,6 @@ if TYPE_CHECKING:
     from jobs_async.core.store import Store
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.supervisor import Supervisor
-    from jobs_async.testing.clock import TravelClock
-    from jobs_async.testing.harness import Harness
 
 STORES = ("memory", "sqlite")
 
@@ -44,8 +47,6 @@ def jobs_app() -> Supervisor | None:
 @pytest.fixture
 def jobs_clock() -> TravelClock:
     """The time of `jobs` and `jobs_store`: real, and `jobs_clock.advance(seconds)` puts it forward."""
-    from jobs_async.testing.clock import TravelClock
-
     return TravelClock()
 
 
@@ -57,8 +58,6 @@ def jobs(
     jobs_clock: TravelClock,
 ) -> Iterator[Harness]:
     """A Harness on a MemoryStore, with your `jobs_workers`; inline where the test is marked `jobs_inline`."""
-    from jobs_async.testing.harness import Harness
-
     inline = request.node.get_closest_marker("jobs_inline") is not None
     with Harness(workers=jobs_workers, stands_in_for=jobs_app, inline=inline, clock=jobs_clock) as harness:
         yield harness
@@ -70,9 +69,6 @@ def jobs_store(request: pytest.FixtureRequest, tmp_path: Path, jobs_clock: Trave
 
     async with Harness(jobs_store, clock=jobs_clock, workers=[...]) as jobs:
     """
-    from jobs_async.stores.memory import MemoryStore
-    from jobs_async.stores.sqlite import SqliteStore
-
     return (
         MemoryStore(clock=jobs_clock)
         if request.param == "memory"
