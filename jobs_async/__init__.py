@@ -159,10 +159,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> _Any:
-    """SqliteStore brings its driver only to those who ask for it."""
-    if name == "SqliteStore":
-        from jobs_async.stores.sqlite import SqliteStore
+if not _TYPE_CHECKING:  # or checkers would believe any name
 
-        return SqliteStore
-    raise AttributeError(f"module 'jobs_async' has no attribute {name!r}")
+    def __getattr__(name: str) -> _Any:
+        """SqliteStore brings its driver only to those who ask for it."""
+        if name == "SqliteStore":
+            from jobs_async.stores.sqlite import SqliteStore
+
+            return SqliteStore
+        raise AttributeError(f"module 'jobs_async' has no attribute {name!r}")

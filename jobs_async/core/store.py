@@ -164,8 +164,8 @@ class Store(Protocol):
         """The jobs a query asks for, in its order."""
         ...
 
-    async def delete(self, ids: Sequence[int]) -> int:
-        """Remove jobs that are not executing; how many there were."""
+    async def delete(self, ids: Sequence[int], *, states: Iterable[JobState] | None = None) -> int:
+        """Remove jobs that are not executing, and are in one of `states` where these are given; how many there were."""
         ...
 
     async def purge(self, states: Iterable[JobState], older_than: Seconds | datetime, limit: int = MAX_PAGE) -> int:

@@ -45,7 +45,10 @@ async def delete_all(store: Store, query: JobQuery) -> int:
     """Remove each job that is not executing; how many there were."""
 
     async def delete(page: Sequence[Job[Any]]) -> int:
-        return await in_time(store.delete([job.id for job in page]))
+        """What has come to another state meanwhile is another job than the one that was meant."""
+        seen = {job.state for job in page}
+        ids = {state: [job.id for job in page if job.state is state] for state in sorted(seen)}
+        return sum([await in_time(store.delete(ids[state], states=[state])) for state in ids])
 
     return sum([await finish_anyway(delete(page)) async for page in _pages(store, query)])
 

@@ -193,8 +193,9 @@ class MemoryStore(Store):
         ordered = reversed(list(ids)) if query.newest_first else iter(list(ids))
         return (self._jobs[job_id] for job_id in ordered)
 
-    async def delete(self, ids: Sequence[int]) -> int:
-        doomed = [i for i in set(ids) if i in self._jobs and self._jobs[i].state is not JobState.executing]
+    async def delete(self, ids: Sequence[int], *, states: Iterable[JobState] | None = None) -> int:
+        chosen = frozenset(JobState if states is None else states) - {JobState.executing}
+        doomed = [i for i in set(ids) if i in self._jobs and self._jobs[i].state in chosen]
         for job_id in doomed:
             self._forget(job_id)
         return len(doomed)

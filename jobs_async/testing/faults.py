@@ -197,8 +197,8 @@ class FaultyStore(Store):
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         return await self._meet("select", lambda: self.inner.select(query))
 
-    async def delete(self, ids: Sequence[int]) -> int:
-        return await self._meet("delete", lambda: self.inner.delete(ids))
+    async def delete(self, ids: Sequence[int], *, states: Iterable[JobState] | None = None) -> int:
+        return await self._meet("delete", lambda: self.inner.delete(ids, states=states))
 
     async def purge(self, states: Iterable[JobState], older_than: Seconds | datetime, limit: int = MAX_PAGE) -> int:
         return await self._meet("purge", lambda: self.inner.purge(states, older_than, limit))

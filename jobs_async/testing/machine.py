@@ -304,10 +304,10 @@ class StoreMachine(RuleBasedStateMachine):
         answer = self.run(self.store.set_queue(queue, paused=paused, limit=limit))
         assert answer is self.model.set_queue(queue, paused, limit)
 
-    @rule(jobs=st.lists(jobs, min_size=1, max_size=3))
-    def delete(self, jobs: list[Job[Any]]) -> None:
+    @rule(jobs=st.lists(jobs, min_size=1, max_size=3), states=st.none() | _STATES)
+    def delete(self, jobs: list[Job[Any]], states: set[JobState] | None) -> None:
         ids = [job.id for job in jobs]
-        assert self.run(self.store.delete(ids)) == self.model.delete(ids)
+        assert self.run(self.store.delete(ids, states=states)) == self.model.delete(ids, states)
 
     @rule(states=_STATES, seconds=st.sampled_from([0, 5]), limit=st.sampled_from([1, 1000]))
     def purge(self, states: set[JobState], seconds: int, limit: int) -> None:

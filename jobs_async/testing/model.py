@@ -160,8 +160,11 @@ class Model:
         steps = [decide(job, lost) for job in self.select(query)]
         return sum(job is not None for job in self.apply(steps))
 
-    def delete(self, ids: Sequence[int]) -> int:
-        doomed = {i for i in ids if i in self.jobs and self.jobs[i].state is not JobState.executing}
+    def delete(self, ids: Sequence[int], states: set[JobState] | None) -> int:
+        def goes(job: Job[Any]) -> bool:
+            return job.state is not JobState.executing and (states is None or job.state in states)
+
+        doomed = {i for i in ids if i in self.jobs and goes(self.jobs[i])}
         self.forget(doomed)
         return len(doomed)
 

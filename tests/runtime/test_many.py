@@ -332,3 +332,14 @@ async def test_dead_letters_newest_first_and_redriven_one_many_and_all_that_matc
         assert len((await jobs.get(late[0])).errors) == 1, "what went wrong stays on record"
         assert await jobs.delete_all(DEAD) == 2
         assert len(world.seen.of(JobEnqueued)) == 6
+
+
+@virtual
+async def test_what_comes_back_to_life_at_the_same_moment_is_not_deleted(world: World) -> None:
+    store = Meddler(clock=world.clock)
+    jobs = world.supervisor(store, queues={})
+    stored = await enqueue(jobs, 10)
+    await jobs.cancel_all(JobQuery())
+    store.meddle = lambda page: [rerun(job) for job in page if job.id in stored[:3]]
+    assert await jobs.delete_all(JobQuery(states=[JobState.cancelled])) == 7
+    assert [job.id for job in await jobs.find(JobQuery(newest_first=False))] == stored[:3]

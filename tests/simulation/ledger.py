@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -133,8 +133,8 @@ class Witness(MemoryStore):
     async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
         return await self._watched(super().apply(steps))
 
-    async def delete(self, ids: Sequence[int]) -> int:
-        return await self._watched(super().delete(ids))
+    async def delete(self, ids: Sequence[int], *, states: Iterable[JobState] | None = None) -> int:
+        return await self._watched(super().delete(ids, states=states))
 
     async def beat(self, node: Node, ttl: float, *, join: bool = False) -> Beat:
         beat = await super().beat(node, ttl, join=join)

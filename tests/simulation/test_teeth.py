@@ -76,9 +76,9 @@ BREAKS: dict[str, tuple[Any, str, str, str, str]] = {
     ),
     "a wake-up that is forgotten while its runner looks": (
         QueueRunner,
-        "loop",
-        "await self._start(fetched.jobs)",
-        "self._bell.silence(); await self._start(fetched.jobs)",
+        "_claim_on",
+        "await self.begin(fetched.jobs)",
+        "self._bell.silence(); await self.begin(fetched.jobs)",
         "what_is_enqueued_beside_an_idle_runner_starts_at_once",
     ),
     "slots that are not given back": (

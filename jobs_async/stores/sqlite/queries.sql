@@ -147,6 +147,7 @@ id IN (
 DELETE FROM jobs_async_jobs
 WHERE id IN (SELECT value FROM json_each(:ids))
     AND state <> 1
+    AND state IN (SELECT value FROM json_each(:states))
 RETURNING id
 
 -- name: purge

@@ -257,8 +257,9 @@ class SqliteStore(Store):
         found = await (self._search(sql, params) if may_scan(query) else self._read(sql, params))
         return [rows.to_job(row) for row in found]
 
-    async def delete(self, ids: Sequence[int]) -> int:
-        return len(await self._change("delete", {"ids": rows.dumps(list(ids))}))
+    async def delete(self, ids: Sequence[int], *, states: Iterable[JobState] | None = None) -> int:
+        chosen = frozenset(JobState if states is None else states)
+        return len(await self._change("delete", {"ids": rows.dumps(list(ids)), "states": rows.dumps(sorted(chosen))}))
 
     async def purge(self, states: Iterable[JobState], older_than: Seconds | datetime, limit: int = MAX_PAGE) -> int:
         before = rows.micros(cutoff(older_than, self._clock.now()))

@@ -95,6 +95,18 @@ async def delete_refuses_what_executes(store: Store, clock: FakeClock) -> None:
     assert await store.delete([settled_job.id]) == 1
 
 
+async def delete_keeps_what_is_in_another_state(store: Store, clock: FakeClock) -> None:
+    """Where states are given, jobs of others stay, whatever their ids; executing ones even where that is given."""
+    jobs = {state: (await in_state(store, state, queue=state.name)).id for state in JobState}
+    everyone = list(jobs.values())
+    assert await store.delete(everyone, states=[]) == 0
+    assert await store.delete(everyone, states=[JobState.executing]) == 0
+    for state in (JobState.completed, JobState.available):
+        assert await store.delete(everyone, states=iter([state])) == 1
+        assert jobs.pop(state) not in ids(await dump(store))
+    assert ids(await dump(store)) == sorted(jobs.values())
+
+
 async def purge_removes_what_ended_strictly_before(store: Store, clock: FakeClock) -> None:
     """By seconds or by instant; a job that ended at that very instant stays."""
     old = await in_state(store, JobState.completed)
