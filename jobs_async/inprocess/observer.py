@@ -46,8 +46,10 @@ class NoopObserver:
 
 
 def check_observer(observer: object) -> None:
-    """Raises:
-    JobTypeError: it lacks a hook.
+    """Make sure that it can be told.
+
+    Raises:
+        JobTypeError: it lacks a hook.
     """
     for hook in HOOKS:
         if isinstance(observer, type) or not callable(getattr(observer, hook, None)):
@@ -60,8 +62,10 @@ def has_async_hooks(observer: object) -> bool:
 
 
 def refuse_async_hooks(observer: object) -> None:
-    """Raises:
-    JobTypeError: telling this observer takes an event loop.
+    """Make sure that it can be told without an event loop.
+
+    Raises:
+        JobTypeError: it has async hooks.
     """
     if has_async_hooks(observer):
         who = limits.type_name(observer)

@@ -93,8 +93,10 @@ class ObservedJobRunner:
         return runner
 
     def refuse_async_hooks(self) -> None:
-        """Raises:
-        JobTypeError: the observer has async hooks, so that only `run_async` can tell it.
+        """Make sure that `run` can tell the observer.
+
+        Raises:
+            JobTypeError: it has async hooks; only `run_async` can tell it.
         """
         refuse_async_hooks(self._observer)
 
@@ -105,9 +107,10 @@ class ObservedJobRunner:
             JobTypeError: it is no job or an async one, or the observer has async hooks.
             OptionError: its name is not 1 to 255 bytes of text.
         """
-        context = self._context_of(job)
-        refuse_async(job, "run_async")
         self.refuse_async_hooks()
+        name = name_of(job)
+        refuse_async(job, "run_async")
+        context = self._new_context(name)
         with Surroundings(context, self._span):
             begun = self._timer()
             try:
@@ -134,7 +137,7 @@ class ObservedJobRunner:
             JobTypeError: it is no job.
             OptionError: its name is not 1 to 255 bytes of text.
         """
-        context = self._context_of(job)
+        context = self._new_context(name_of(job))
         with Surroundings(context, self._span):
             begun = self._timer()
             try:
@@ -149,8 +152,8 @@ class ObservedJobRunner:
             await tell_async(self._observer.on_job_finished, self._ended(context, begun), JobResultStatus.SUCCESS)
             return result
 
-    def _context_of(self, job: Job) -> ObservedJobContext:
-        return ObservedJobContext(self._new_run_id(), name_of(job), self._attributes)
+    def _new_context(self, job_name: str) -> ObservedJobContext:
+        return ObservedJobContext(self._new_run_id(), job_name, self._attributes)
 
     def _new_run_id(self) -> str:
         try:
