@@ -52,6 +52,7 @@ from jobs_async.core.events import (
     StoreFailing,
     StoreRecovered,
 )
+from jobs_async.core.instrument import Instrument
 from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
 from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrategy, WorkerOptions
 from jobs_async.core.outcome import Cancel, Discard, Snooze
@@ -91,6 +92,7 @@ __all__ = [
     "ExponentialBackoff",
     "FullJitterBackoff",
     "IllegalTransition",
+    "Instrument",
     "Job",
     "JobCancelled",
     "JobCompleted",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jobs_async.core.options import Draft
     from jobs_async.core.schedule import CronEntry
     from jobs_async.core.store import Clock, Store, Tick
+    from jobs_async.runtime.instruments import Instruments
 
 
 class Host(Protocol):
@@ -19,6 +20,7 @@ class Host(Protocol):
     store: Store
     clock: Clock
     rng: Random
+    instruments: Instruments
 
     async def enqueue(self, draft: Draft[Any], /, *, connection: object = None) -> Job[Any]: ...
 

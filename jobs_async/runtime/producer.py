@@ -16,6 +16,7 @@ from jobs_async.core.events import Event, JobCancelled, JobDuplicate, JobEnqueue
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
 from jobs_async.core.store import MAX_PAGE, Clock, JobQuery, Store, validate_store
 from jobs_async.runtime.herald import Herald
+from jobs_async.runtime.instruments import Instruments
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.urls import store_from_url
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from jobs_async.core.instrument import Instrument
     from jobs_async.core.job import Job
     from jobs_async.core.options import EnqueueOptions
     from jobs_async.core.schedule import CronEntry
@@ -51,6 +53,7 @@ class Producer:
         store: Store | str = "memory://",
         *,
         telemetry: Telemetry | None = None,
+        instruments: Iterable[Instrument] = (),
         strict: bool = False,
         clock: Clock | None = None,
         rng: Random | None = None,
@@ -63,6 +66,7 @@ class Producer:
         self.telemetry = telemetry
         self.clock: Clock = clock or SystemClock()
         self.rng = rng or Random()  # spreads retries and polls, keeps no secret
+        self.instruments = Instruments(instruments)
         self._strict = strict
         self._workers: dict[str, WorkerDef] = {}
         self._crons: dict[str, CronEntry] = {}
@@ -138,9 +142,10 @@ class Producer:
         if not new:
             return []
         await self._ensure_open()
-        if connection is None:
-            return await finish_anyway(self._insert(new))
-        jobs = await self._insert_within(new, connection)
+        with self.instruments.enqueuing(new) as marked:
+            if connection is None:
+                return await finish_anyway(self._insert(marked))
+            jobs = await self._insert_within(marked, connection)
         await self._announce(jobs, in_transaction=True)
         return jobs
 

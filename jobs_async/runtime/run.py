@@ -229,7 +229,11 @@ class Run:
         current.set(self)
         value, raised = None, None
         try:
-            value = await self._call(threads, processes)
+            if self.host.instruments:
+                with self.host.instruments.running(self):
+                    value = await self._call(threads, processes)
+            else:
+                value = await self._call(threads, processes)
         except BaseException as error:
             raised = error
         try:

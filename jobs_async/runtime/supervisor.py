@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from random import Random
     from types import ModuleType
 
+    from jobs_async.core.instrument import Instrument
     from jobs_async.core.job import Job, JobState
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
@@ -54,15 +55,15 @@ class Supervisor(Registrar):
     """Runs the jobs of its queues, each queue on its own: one that is full or broken holds up no other.
 
     `store` is a Store or a URL ("memory://", "sqlite:///jobs.db"). `queues` maps names to concurrency, or lists Queues;
-    {} makes a producer and operator that runs nothing. Durations are seconds or timedeltas: `poll_interval` between
-    two looks for jobs that other processes stored (those stored here start at once), `shutdown_timeout` for running
-    jobs at a stop, `heartbeat` and `lease` of this node (a lease is at least 4 heartbeats), `rescue_interval` between
-    two searches for the jobs of dead nodes, which are discarded after `max_rescues`. A thread watches the event loop:
-    it reports what blocks it for more than a second, and keeps the lease while it is blocked, for `max_stall` seconds;
-    None: there is no such thread, and a block as long as the lease costs the running jobs. A handler that runs for
-    longer than `slow_after` is reported once, with where it is; None: none is. `retention` is how long ended jobs are
-    kept, one duration for all or one for each final state; what is not named there is kept for ever, as everything is
-    by default.
+    {} makes a producer and operator that runs nothing. `instruments` stand around the storing of jobs and around
+    handlers. Durations are seconds or timedeltas: `poll_interval` between two looks for jobs that other processes
+    stored (those stored here start at once), `shutdown_timeout` for running jobs at a stop, `heartbeat` and `lease` of
+    this node (a lease is at least 4 heartbeats), `rescue_interval` between two searches for the jobs of dead nodes,
+    which are discarded after `max_rescues`. A thread watches the event loop: it reports what blocks it for more than a
+    second, and keeps the lease while it is blocked, for `max_stall` seconds; None: there is no such thread, and a block
+    as long as the lease costs the running jobs. A handler that runs for longer than `slow_after` is reported once, with
+    where it is; None: none is. `retention` is how long ended jobs are kept, one duration for all or one for each final
+    state; what is not named there is kept for ever, as everything is by default.
 
     Raises:
         OptionError: something is out of bounds.
@@ -76,6 +77,7 @@ class Supervisor(Registrar):
         queues: Mapping[str, int] | Iterable[Queue] | None = None,
         workers: Iterable[WorkerDef | ModuleType] = (),
         telemetry: Telemetry | None = None,
+        instruments: Iterable[Instrument] = (),
         poll_interval: Seconds = 1.0,
         shutdown_timeout: Seconds = 30.0,
         heartbeat: Seconds = 5.0,
@@ -89,7 +91,7 @@ class Supervisor(Registrar):
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
-        super().__init__(store, telemetry=telemetry, strict=strict, clock=clock, rng=rng)
+        super().__init__(store, telemetry=telemetry, instruments=instruments, strict=strict, clock=clock, rng=rng)
         self._queues = _concurrency(queues)
         self._settings = Settings(
             poll_interval=limits.seconds(poll_interval, "poll_interval", low=0.001),
