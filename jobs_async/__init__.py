@@ -59,12 +59,13 @@ from jobs_async.core.outcome import Cancel, Discard, Snooze
 from jobs_async.core.query import JobQuery
 from jobs_async.core.retry import ConstantBackoff, ExponentialBackoff, FullJitterBackoff, LinearBackoff
 from jobs_async.core.schedule import CronEntry
-from jobs_async.core.store import Store, validate_store
+from jobs_async.core.store import Node, QueueInfo, Store, validate_store
 from jobs_async.core.version import VERSION as _VERSION
 from jobs_async.core.workers import ContextWorker, Enqueuer, Worker, WorkerDef, worker
 from jobs_async.runtime.drain import DrainReport
 from jobs_async.runtime.engine import ShutdownReport
-from jobs_async.runtime.supervisor import Queue, Supervisor
+from jobs_async.runtime.queues import Queue
+from jobs_async.runtime.supervisor import Supervisor
 from jobs_async.stores.memory import MemoryStore
 from jobs_async.telemetry import ActivityLog, LoggingHandler, QueueHandler, StatsHandler, Telemetry
 
@@ -119,12 +120,14 @@ __all__ = [
     "LoggingHandler",
     "LoopStalled",
     "MemoryStore",
+    "Node",
     "NotBound",
     "OptionError",
     "Progress",
     "Queue",
     "QueueEvent",
     "QueueHandler",
+    "QueueInfo",
     "QueuePaused",
     "QueueResumed",
     "ResultError",

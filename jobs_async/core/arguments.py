@@ -44,6 +44,7 @@ class Arguments:
             if not parameters or parameters[0].kind not in _POSITIONAL:
                 raise WorkerError(f"{worker}: context=True needs a first, positional parameter for the JobContext")
             first = parameters.pop(0)
+            _refuse_as_context(hints, first.name, worker)
             self._context = None if first.kind is _Kind.POSITIONAL_ONLY else first.name
         self._worker = worker
         self._what = f"arguments of {worker}"
@@ -313,3 +314,16 @@ def _reason(error: Exception) -> str:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+def _refuse_as_context(hints: Hints, name: str, worker: str) -> None:
+    """A first parameter that is plainly an argument would be given the context instead."""
+    try:
+        kind = hints.resolve(name)
+    except Exception:  # what it cannot be found out about is left alone
+        return
+    if isinstance(kind, type) and kind.__module__ == "builtins" and kind is not object:
+        raise WorkerError(
+            f"{worker}: context=True passes the JobContext as first parameter, and {name!r} is a {kind.__name__}; "
+            "put the context before it, or leave context=True out"
+        )

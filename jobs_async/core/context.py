@@ -74,4 +74,4 @@ def current_context() -> JobContext:
     try:
         return current.get()
     except LookupError:
-        raise LookupError("current_context() was called outside a job") from None
+        raise LookupError("current_context() was called outside a job, or in a worker process") from None

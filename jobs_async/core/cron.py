@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, final
 from zoneinfo import ZoneInfo
 
+from jobs_async.core import limits
 from jobs_async.core.errors import CronError
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ class CronExpr:
             CronError: naming the field, the item and what is allowed; also for dates that never come (31 February)
                 and for an unknown time zone.
         """
+        if not isinstance(text, str):
+            raise CronError(f"a cron expression is a string, not {limits.type_name(text)}")
         if not isinstance(day_or, bool):
             raise CronError("day_or must be True or False")
         if len(text) > _MAX_TEXT:

@@ -22,7 +22,8 @@ class Instrument:
 
     def enqueuing(self, new: Sequence[NewJob]) -> AbstractContextManager[Sequence[NewJob]]:
         """Around the storing of jobs that are decided upon, in the caller's task. What it enters with is stored in
-        their place: the same jobs, with more in their `meta`. The jobs of cron ticks come from nobody, and are left out.
+        their place: the same jobs, with more in their `meta`. The jobs of cron ticks come from nobody: they are left
+        out.
         """
         return nullcontext(new)
 

@@ -79,6 +79,10 @@ class WorkerOptions(TypedDict, total=False):
     max_attempts: int
     retry_strategy: RetryStrategy
     timeout_seconds: Seconds | None
+    unique_key: str
+    unique_strategy: UniqueStrategy
+    tags: Sequence[str]
+    meta: Mapping[str, Any]
     process: bool
 
 

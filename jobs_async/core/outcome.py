@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from jobs_async.core import limits
+from jobs_async.core.job import MAX_ERROR_BYTES
 
 if TYPE_CHECKING:
     from jobs_async.core.limits import Seconds
@@ -37,6 +38,12 @@ class Discard(Signal):
 
     def __init__(self, reason: str = "discarded by its handler") -> None:
         super().__init__(reason)
+
+
+def storable(text: str, limit: int = MAX_ERROR_BYTES) -> str:
+    """Valid UTF-8 without NUL, cut to `limit` bytes between two characters."""
+    data = text.replace("\0", "\ufffd").encode("utf-8", "replace")
+    return data[:limit].decode("utf-8", "ignore")
 
 
 class Failure(Struct, frozen=True, gc=False):

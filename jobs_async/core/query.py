@@ -87,17 +87,23 @@ class JobQuery(Struct, frozen=True, kw_only=True):
 
     def accepts(self, job: Job[Any], now: datetime) -> bool:
         """Whether a job meets every condition but `orphaned`, for which one must know the nodes."""
-        return all(condition(job) for condition in self._conditions(now))
+        return self.test(now)(job)
+
+    def test(self, now: datetime) -> Callable[[Job[Any]], bool]:
+        """`accepts`, made once for many jobs."""
+        conditions = self._conditions(now)
+        return lambda job: all(condition(job) for condition in conditions)
 
     def _conditions(self, now: datetime) -> list[Callable[[Job[Any]], bool]]:
         """What was asked for, and nothing else."""
+        ids, tags = frozenset(self.ids or ()), set(self.tags or ())
         asked: list[tuple[Any, Callable[[Job[Any]], bool]]] = [
-            (self.ids, lambda job: job.id in (self.ids or ())),
+            (self.ids, lambda job: job.id in ids),
             (self.after, self._comes_later),
             (self.states, lambda job: job.state in (self.states or ())),
             (self.queue, lambda job: job.queue in (self.queues or ())),
             (self.worker, lambda job: job.worker in (self.workers or ())),
-            (self.tags, lambda job: set(self.tags or ()) <= set(job.tags)),
+            (self.tags, lambda job: tags <= set(job.tags)),
             (self.external_id, lambda job: job.external_id in (self.external_ids or ())),
             (self.correlation_id, lambda job: job.correlation_id == self.correlation_id),
             (self.inserted_since, lambda job: _within(job.inserted_at, self.inserted_since, None)),
@@ -158,8 +164,8 @@ def _names(value: object, what: str) -> tuple[str, ...]:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ERROR_BYTES or not _is_unicode(value):
-        raise OptionError(f"error must be a text of 1 to {MAX_ERROR_BYTES:,} characters of valid Unicode")
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ERROR_BYTES or not _is_unicode(value) or "\0" in value:
+        raise OptionError(f"error must be a text of 1 to {MAX_ERROR_BYTES:,} characters of valid Unicode without NUL")
     return str.__str__(value)
 
 

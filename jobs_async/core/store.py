@@ -20,7 +20,7 @@ from jobs_async.core.errors import JobNotFound, OptionError
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
-from jobs_async.core.outcome import Completed, Discarded, Failed, Failure, Lost
+from jobs_async.core.outcome import Completed, Discarded, Failed, Failure, Lost, storable
 from jobs_async.core.query import MAX_PAGE as MAX_PAGE
 from jobs_async.core.query import JobQuery as JobQuery
 
@@ -242,11 +242,11 @@ class Store(Protocol):
     async def fail(self, job: Job[Any], error: str, retry_in: Seconds | None = None) -> Job[Any] | None:
         """Settle a claimed job as failed: retried in `retry_in` seconds (default 15), discarded when spent."""
         delay = 15.0 if retry_in is None else limits.seconds(retry_in, "retry_in")
-        return await self._settle(decide(job, Failed(Failure("Error", error)), delay))
+        return await self._settle(decide(job, Failed(Failure("Error", storable(error))), delay))
 
     async def discard(self, job: Job[Any], error: str) -> Job[Any] | None:
         """Settle a claimed job as discarded; it stays readable as a dead letter."""
-        return await self._settle(decide(job, Discarded(Failure("Error", error))))
+        return await self._settle(decide(job, Discarded(Failure("Error", storable(error)))))
 
     async def rescue_stuck(self, timeout_seconds: Seconds = 300) -> int:
         """Free jobs that execute for strictly longer than this, alive or not: a tool; how many there were.

@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 import pkgutil
+import signal
 import sys
 import threading
 import traceback
@@ -21,9 +22,9 @@ import msgspec
 from msgspec import Struct
 
 from jobs_async.core.errors import ArgsError, UnreadableArgs
-from jobs_async.core.outcome import Cancel, Discard, Failure, Snooze
+from jobs_async.core.outcome import Cancel, Discard, Failure, Snooze, storable
 from jobs_async.core.workers import Place, WorkerDef
-from jobs_async.runtime.failures import failure_of, safe
+from jobs_async.runtime.failures import failure_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -88,6 +89,7 @@ def framed(message: bytes) -> bytes:
 def serve() -> None:
     """Answer requests, one at a time, until the parent closes its end or dies; then the process is gone at once."""
     requests, replies = _take_pipes()
+    signal.signal(signal.SIGTERM, _go_on)  # it is for the parent to say when this ends; a group is told as one
     inbox: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read, args=(requests, inbox), name="jobs_async requests", daemon=True).start()
     while True:
@@ -103,13 +105,26 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
+    if hasattr(os, "register_at_fork"):  # or what a handler forks would keep the pipes open when this process dies
+        os.register_at_fork(after_in_child=lambda: _close(requests, replies))
     return requests, replies
+
+
+def _go_on(_signal: int, _frame: object) -> None:
+    """Not SIG_IGN, which what a handler starts would inherit."""
+
+
+def _close(*pipes: BinaryIO) -> None:
+    for pipe in pipes:
+        os.close(pipe.fileno())
 
 
 def _read(requests: BinaryIO, inbox: SimpleQueue[bytes]) -> None:
     """In a thread of its own, so that a parent that dies is noticed while a handler runs."""
     while len(head := requests.read(HEAD)) == HEAD:
         inbox.put(requests.read(int.from_bytes(head, "big")))
+    if sys.platform != "win32" and os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # and whatever the handler has started
     os._exit(0)
 
 
@@ -144,7 +159,7 @@ def _raised(error: BaseException) -> Reply:
         case Snooze(seconds=seconds):
             return Snoozing(seconds)
         case Cancel():
-            return Cancelling(safe(str(error)))
+            return Cancelling(storable(str(error)))
         case _:
             is_final = isinstance(error, Discard | UnreadableArgs)
             return Raised(failure_of(error), _trace(error), is_final)
@@ -156,7 +171,7 @@ def _trace(error: BaseException) -> str:
     while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("jobs_async."):
         trace = trace.tb_next
     try:
-        return safe("".join(traceback.format_exception(type(error), error, trace)).rstrip(), MAX_TRACE)
+        return storable("".join(traceback.format_exception(type(error), error, trace)).rstrip(), MAX_TRACE)
     except BaseException:
         return ""
 

@@ -42,7 +42,6 @@ class Crew:
         for runner in self.runners.values():
             await runner.empty.wait()
 
-    @property
     def is_idle(self) -> bool:
         """Whether nothing runs."""
         return all(runner.empty.is_set() for runner in self.runners.values())
@@ -54,9 +53,12 @@ class Crew:
                 self.end(run, Cause.CANCELLED)
 
     def end(self, run: Run, cause: Cause) -> None:
-        """Tell one run that it is to end; cut it after a while if it does not."""
+        """Tell one run that it is to end; cut it after a while if it does not, or at once where nothing can be told."""
         run.warn(cause)
-        asyncio.get_running_loop().call_later(self._cancel_after, run.stop, cause)
+        if run.worker.process:  # it cannot be told
+            run.stop(cause)
+        else:
+            asyncio.get_running_loop().call_later(self._cancel_after, run.stop, cause)
 
     def bury(self) -> None:
         """Settle the runs whose task a stranger cancelled before its first step: those never ran a line of ours."""

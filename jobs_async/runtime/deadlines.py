@@ -10,6 +10,9 @@ from jobs_async.runtime.run import NEVER, Cause, Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+APART = 0.5
+"""Seconds between two looks for slow handlers alone: each is a walk through all runs."""
+
 
 class Deadlines:
     """Stops the runs that are out of time, and once a run tells of those that have run for `slow_after` seconds."""
@@ -28,16 +31,15 @@ class Deadlines:
     def watch(self, run: Run) -> None:
         """Mind a run that has just started; it is forgotten when it is no longer among the runs."""
         if run.began_at + self._slow_after < self._at or run.deadline_at < self._at:
-            self._set(self._next_mark(run))
+            self._set(min(run.deadline_at, self._slow_at(run)))
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._at = NEVER
 
-    def _next_mark(self, run: Run) -> float:
-        slow_at = NEVER if run.is_slow else run.began_at + self._slow_after
-        return min(slow_at, run.deadline_at)
+    def _slow_at(self, run: Run) -> float:
+        return NEVER if run.is_slow else run.began_at + self._slow_after
 
     def _set(self, at: float) -> None:
         self.close()
@@ -46,13 +48,13 @@ class Deadlines:
 
     def _strike(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._at = NEVER
-        waiting = NEVER
+        self._at = over_at = slow_at = NEVER
         for run in list(self._runs):
             if run.cause is None and run.outcome is None and run.task is not None:
                 self._look_at(run, now)
                 if run.cause is None:
-                    waiting = min(waiting, self._next_mark(run))
+                    over_at, slow_at = min(over_at, run.deadline_at), min(slow_at, self._slow_at(run))
+        waiting = min(over_at, max(slow_at, now + APART))
         if waiting != NEVER:
             self._set(waiting)
 

@@ -12,7 +12,7 @@ from anyio import CancelScope
 from msgspec import Struct
 from msgspec.structs import replace
 
-from jobs_async.core.errors import StoreClosed
+from jobs_async.core.errors import StoreClosed, StoreError
 from jobs_async.core.job import DEFERRED, Job, JobState
 from jobs_async.core.lifecycle import rerun
 from jobs_async.core.query import MAX_PAGE, JobQuery
@@ -89,10 +89,14 @@ class Drain:
         """
         crew = self._engine.crew
         while True:
+            await crew.look()
+            if not crew.is_idle():
+                await crew.quiet()
+                continue
             ended = self._ends.total()
             is_due = await self._is_due()
             await crew.look()
-            if not is_due and crew.is_idle and self._ends.total() == ended:
+            if not is_due and crew.is_idle() and self._ends.total() == ended:
                 return
             await crew.quiet()
             if is_due and self._ends.total() == ended:
@@ -129,7 +133,7 @@ class Drain:
         while True:
             try:
                 return await in_time(ask())
-            except Exception as error:
+            except (StoreError, OSError) as error:
                 logger.warning("the store does not say what is left to run (%s); asking again", error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE)

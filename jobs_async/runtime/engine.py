@@ -246,6 +246,12 @@ class Engine:
         loop = every(seconds, do, name=LOOPS[name], bell=bell, ended=ended, outage=self._outage, rng=self._host.rng)
         return self._spawn(loop, name)
 
+    def look_around(self) -> None:
+        """The clock was set: something may be due."""
+        self._ticking.ring()
+        for queue in self.crew.runners:
+            self.crew.nudge(queue)
+
     def look_at_clock(self) -> None:
         """Cron entries have come or gone."""
         if self._scheduler is not None:

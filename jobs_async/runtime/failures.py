@@ -6,8 +6,7 @@ from pathlib import PurePath
 from traceback import StackSummary, walk_tb
 from typing import TYPE_CHECKING
 
-from jobs_async.core.job import MAX_ERROR_BYTES
-from jobs_async.core.outcome import Failure
+from jobs_async.core.outcome import Failure, storable
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,13 +35,7 @@ def failure_of(error: BaseException, text: str | None = None) -> Failure:
     if text is None:
         message = _message(error)
         text = f"{kind}: {message}" if message else kind
-    return Failure(safe(kind, 255), safe(text), _frames(error.__traceback__))
-
-
-def safe(text: str, limit: int = MAX_ERROR_BYTES) -> str:
-    """Valid UTF-8 without NUL, cut to `limit` bytes between two characters."""
-    data = text.replace("\0", "\ufffd").encode("utf-8", "replace")
-    return data[:limit].decode("utf-8", "ignore")
+    return Failure(storable(kind, 255), storable(text), _frames(error.__traceback__))
 
 
 def _message(error: BaseException) -> str:
@@ -56,6 +49,6 @@ def _frames(trace: TracebackType | None) -> tuple[str, ...]:
     try:
         stack = StackSummary.extract(walk_tb(trace), lookup_lines=False)
         last = [frame for frame in stack if "jobs_async/runtime" not in frame.filename][-MAX_FRAMES:]
-        return tuple(safe(f"{PurePath(f.filename).name}:{f.lineno}:{f.name}", 255) for f in last)
+        return tuple(storable(f"{PurePath(f.filename).name}:{f.lineno}:{f.name}", 255) for f in last)
     except Exception:
         return ()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from jobs_async.core import limits
 from jobs_async.core.errors import IllegalTransition, OptionError, UniqueConflict
+from jobs_async.core.job import JobState
+from jobs_async.core.lifecycle import cancel
 from jobs_async.core.query import JobQuery
 from jobs_async.runtime.patience import in_time
 from jobs_async.tasks import finish_anyway
@@ -46,11 +49,29 @@ async def delete_all(store: Store, query: JobQuery) -> int:
 
     async def delete(page: Sequence[Job[Any]]) -> int:
         """What has come to another state meanwhile is another job than the one that was meant."""
-        seen = {job.state for job in page}
-        ids = {state: [job.id for job in page if job.state is state] for state in sorted(seen)}
-        return sum([await in_time(store.delete(ids[state], states=[state])) for state in ids])
+        by_state = groupby(sorted(page, key=_state), _state)
+        return sum([await in_time(store.delete([job.id for job in jobs], states=[state])) for state, jobs in by_state])
 
     return sum([await finish_anyway(delete(page)) async for page in _pages(store, query)])
+
+
+def cancel_once(job: Job[Any]) -> Transition:
+    """As `cancel`, and no second time where a running job was asked before."""
+    if job.cancel_requested:
+        raise IllegalTransition(f"job {job.id} was asked to end already")
+    return cancel(job)
+
+
+def but_completed(query: JobQuery) -> JobQuery:
+    """A query whose states were left open means all but what has been done."""
+    given: object = query
+    if not isinstance(given, JobQuery) or given.states is not None:
+        return query
+    return replace(query, states=[state for state in JobState if state is not JobState.completed])
+
+
+def _state(job: Job[Any]) -> JobState:
+    return job.state
 
 
 async def _pages(store: Store, query: JobQuery) -> AsyncGenerator[Sequence[Job[Any]]]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from jobs_async.core.limits import Seconds
+    from jobs_async.core.store import Node, QueueInfo
 
 R = TypeVar("R")
 LIMIT = "the limit of a queue (to run none, pause it)"
@@ -52,6 +53,16 @@ class Operator(Producer):
             raise OptionError(f"find takes a JobQuery, not a {limits.type_name(query)}")
         await self._ensure_open()
         return await in_time(self.store.select(query or JobQuery()))
+
+    async def queues(self) -> Mapping[str, QueueInfo]:
+        """What was said of queues at run time, by name: whether one is paused, and how many of its jobs may run."""
+        await self._ensure_open()
+        return await in_time(self.store.queues())
+
+    async def nodes(self) -> Sequence[Node]:
+        """The Supervisors that run queues on this store, those that died in the last day included."""
+        await self._ensure_open()
+        return await in_time(self.store.nodes())
 
     async def counts(self) -> Mapping[tuple[str, JobState], int]:
         """How many jobs each queue has in each state; nothing where there is none."""
@@ -212,16 +223,17 @@ class Operator(Producer):
         moment are left alone.
         """
         await self._ensure_open()
-        return await many.change_all(self.store, query, cancel, self._cancelled)
+        return await many.change_all(self.store, query, many.cancel_once, self._cancelled)
 
     async def retry_all(self, query: JobQuery) -> int:
         """Make every job of a query available now that is not available or running already; how many there were.
+        Completed jobs run again only where `states` name them.
 
         Redrives dead letters: `retry_all(JobQuery(states=[JobState.discarded], worker="resize", error="Timeout"))`. Of
         jobs with one unique key the first comes to life. As `cancel_all` otherwise.
         """
         await self._ensure_open()
-        return await many.change_all(self.store, query, rerun, self._waits)
+        return await many.change_all(self.store, many.but_completed(query), rerun, self._waits)
 
     async def delete_all(self, query: JobQuery) -> int:
         """Remove every job of a query that is not executing; how many there were. As `cancel_all` otherwise."""

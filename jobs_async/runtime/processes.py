@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ from jobs_async.runtime.failures import Told
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anyio.abc import Process
 
     from jobs_async.core.job import Job
@@ -56,12 +59,14 @@ _replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 class Processes:
     """The worker processes of one queue, as many as it has run jobs at once; its slots bound them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: Callable[[], int] = lambda: 1) -> None:
         if is_loading_program():
             raise WorkerError(
                 "a worker process must not start a Supervisor of its own while it loads the program; "
                 'put what starts the program under `if __name__ == "__main__":`'
             )
+        self._limit = limit
+        self._busy = 0
         self._idle: list[_Child] = []
         self._is_closed = False
 
@@ -72,17 +77,26 @@ class Processes:
             Snooze, Cancel: the handler raised it.
             Told: it raised anything else, or its process died.
         """
-        child = self._take() or await _Child.start()
+        self._busy += 1
         try:
-            reply = await child.ask(Request(place_of(worker), job.args_json))
-        except BaseException:
-            await to_the_end(child.end())
-            raise
-        if self._is_closed:
-            await to_the_end(child.end())
-        else:
-            self._idle.append(child)
+            child = self._take() or await _Child.start()
+            try:
+                reply = await child.ask(Request(place_of(worker), job.args_json))
+            except BaseException:
+                await to_the_end(child.end())
+                raise
+        finally:
+            self._busy -= 1
+        await self._park(child)
         return _read(reply, job)
+
+    async def _park(self, child: _Child) -> None:
+        """Keep it for the next job, as many as there can be at once; the limit of a queue may have come down."""
+        self._idle.append(child)
+        room = 0 if self._is_closed else max(0, self._limit() - self._busy)
+        too_many, self._idle = self._idle[room:], self._idle[:room]
+        if too_many:
+            await to_the_end(_end_all(too_many))
 
     def _take(self) -> _Child | None:
         """The one that ran last, for the others may be swapped out; those that died while idle are let go."""
@@ -113,7 +127,8 @@ class _Child:
     @classmethod
     async def start(cls) -> _Child:
         """In a session of its own: Ctrl-C in a terminal is for the parent, who decides what becomes of its jobs."""
-        command = [sys.executable, "-u", "-c", CHILD, *sys.path]
+        flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()  # as multiprocessing does it
+        command = [sys.executable, *flags, "-u", "-c", CHILD, *sys.path]
         return cls(await anyio.open_process(command, stderr=None, start_new_session=True))
 
     @property
@@ -145,11 +160,12 @@ class _Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def end(self) -> None:
-        """Kill it and wait until it is gone; bounded, and harmless to repeat."""
+        """Kill it and wait until it is gone, though no longer than a while; harmless to repeat."""
         self.kill()
-        with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(KILL_GRACE):
-                await self._process.aclose()
+        gone = asyncio.get_running_loop().create_task(self._process.aclose(), name="jobs_async process")
+        await asyncio.wait({gone}, timeout=KILL_GRACE)
+        if gone.done() and not gone.cancelled():
+            gone.exception()  # looked at; the pipes of what was killed may be broken
 
     def _how_it_died(self) -> str:
         code = self._process.returncode

@@ -122,6 +122,9 @@ class Producer:
                 raise OptionError("a Draft brings its own arguments and options")
             draft = worker
         else:
+            if not isinstance(worker, str):
+                kind = limits.type_name(worker)
+                raise OptionError(f"enqueue takes a name or a Draft, not a {kind}; a worker has an enqueue of its own")
             if opts is not None and not isinstance(opts, JobOpts):
                 raise OptionError(f"opts must be JobOpts, not {limits.type_name(opts)}")
             draft = Draft(worker, args, JobOpts(**options).over(opts or NO_OPTIONS))
@@ -135,7 +138,7 @@ class Producer:
         """
         given: object = drafts
         if not isinstance(given, Iterable):
-            raise OptionError(f"enqueue_many takes Drafts, not a {limits.type_name(given)}")
+            raise OptionError(f"enqueue_many takes a list of Drafts, not one {limits.type_name(given)}")
         new = [self._decided(draft) for draft in drafts]
         if len(new) > MAX_BATCH:
             raise OptionError(f"enqueue at most {MAX_BATCH:,} jobs at once, not {len(new):,}")

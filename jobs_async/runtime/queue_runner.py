@@ -84,7 +84,7 @@ class QueueRunner:
         self._askers: list[asyncio.Event] = []
         self._deadlines = Deadlines(self.runs.values(), slow_after, self._slow)
         self._threads = CapacityLimiter(math.inf)  # the slots bound them
-        self._processes = Processes()
+        self._processes = Processes(lambda: self.slots.limit)
 
     def nudge(self) -> None:
         """There may be something to claim."""
@@ -153,7 +153,8 @@ class QueueRunner:
     async def begin(self, jobs: Iterable[Job[Any]]) -> None:
         """Run what was claimed; then see to those that nobody here can run, for that means asking the store."""
         runs = [self._admit(job) for job in jobs]
-        mine = [run for run in runs if run.worker is not _NOBODY or run.outcome is not None]
+        strangers = [run for run in runs if run.worker is _NOBODY and run.outcome is None]
+        mine = [run for run in runs if run.worker is not _NOBODY or run.outcome is not None] if strangers else runs
         if mine and self._herald.is_heard:
             await self._herald.tell(lambda at: [JobStarted(job=run.job, at=at) for run in mine if run.outcome is None])
         for run in mine:
@@ -165,8 +166,8 @@ class QueueRunner:
                 self._deadlines.watch(run)
             else:
                 self._settler.take(run, self._release)
-        if len(mine) < len(runs):
-            await self._send_away([run for run in runs if run not in mine])
+        if strangers:
+            await self._send_away(strangers)
 
     def _admit(self, job: Job[Any]) -> Run:
         """A claimed job takes a slot, whatever becomes of it."""

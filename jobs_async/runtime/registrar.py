@@ -126,8 +126,6 @@ class Registrar(Operator):
         if not isinstance(opts, JobOpts):
             raise OptionError(f"opts must be JobOpts, not {limits.type_name(opts)}")
         draft = _drafted(worker, args, JobOpts(**options).over(opts))
-        if not isinstance(expression, str):
-            raise CronError(f"a cron expression is a string, not {limits.type_name(expression)}")
         expr = CronExpr.parse(expression, timezone=timezone, day_or=day_or)
         entry = CronEntry(name, expr, draft, catch_up)
         known = worker if isinstance(worker, WorkerDef) else self._workers.get(draft.worker)

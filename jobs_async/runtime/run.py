@@ -33,10 +33,11 @@ from jobs_async.core.outcome import (
     Outcome,
     Snooze,
     Snoozed,
+    storable,
 )
 from jobs_async.core.store import JobQuery
 from jobs_async.runtime.backoff import default_delay, retry_delay
-from jobs_async.runtime.failures import Told, failure_of, safe
+from jobs_async.runtime.failures import Told, failure_of
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.whereabouts import of_coroutine, of_thread
 
@@ -283,7 +284,7 @@ class Run:
             case Snooze(seconds=seconds):
                 return Snoozed(seconds)
             case Cancel():
-                return Cancelled(safe(str(error)))
+                return Cancelled(storable(str(error)))
             case Discard() | UnreadableArgs() | Told(is_final=True):
                 return Discarded(failure_of(error))
             case asyncio.CancelledError() if self.cause is not None:

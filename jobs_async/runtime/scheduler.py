@@ -52,11 +52,15 @@ class Scheduler:
         self._host = host
         self._entries = entries
         self._plans: dict[str, _Plan] = {}
+        self._left: dict[str, datetime] = {}
         self.notice()
 
     def notice(self) -> None:
         """Entries have come or gone: from this very moment on the ticks of new ones count."""
         now, before = self._host.clock.now(), self._plans
+        for name, plan in before.items():
+            if self._entries.get(name) is not plan.entry:
+                self._left[plan.entry.series] = now
         self._plans = {
             name: before[name] if name in before and before[name].entry is entry else _Plan(entry, now)
             for name, entry in self._entries.items()
@@ -103,8 +107,9 @@ class Scheduler:
     async def _welcome(self, entry: CronEntry, since: datetime, now: datetime) -> None:
         """New here: fire the tick for which nobody was there, and write down that the entry is known now."""
         late = LATEST - (now - since)  # the store may have been away since then
-        missed = entry.latest(since - LATEST, since, late) if entry.catch_up == "latest" else None
-        if missed is not None:
+        left = self._left.get(entry.series)  # by our own user's wish
+        missed = entry.latest(max(since - LATEST, left or since - LATEST), since, late)
+        if missed is not None and entry.catch_up == "latest":
             await self._fire(entry, Tick(entry.name, missed, late=entry.series))
         await self._host.insert_tick(None, Tick(entry.series, since))
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jobs_async.core import binding, context, limits
 from jobs_async.core.errors import OptionError, StoreClosed
-from jobs_async.core.job import FINAL
 from jobs_async.core.workers import WorkerDef, collect
 from jobs_async.runtime.drain import Drain, DrainReport
 from jobs_async.runtime.engine import Engine, Settings, ShutdownReport
 from jobs_async.runtime.producer import CLOSE_SECONDS
+from jobs_async.runtime.queues import Queue, concurrency_of, retention_of
 from jobs_async.runtime.registrar import Registrar
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
     from random import Random
     from types import ModuleType
 
@@ -31,24 +31,10 @@ if TYPE_CHECKING:
     from jobs_async.telemetry import Telemetry
 
 T = TypeVar("T")
-MAX_CONCURRENCY = 10_000
 START_GRACE = 4.0
 """Seconds a start that is under way has left when a stop comes."""
 
 logger = logging.getLogger("jobs_async")
-
-
-class Queue:
-    """A queue to be run: its name and how many of its jobs may run at once here (zzz_jobs: QueueConfig)."""
-
-    __slots__ = ("concurrency", "name")
-
-    def __init__(self, name: str = "default", concurrency: int = 10) -> None:
-        self.name = limits.name(name, "a queue's name")
-        self.concurrency = limits.integer(concurrency, f"the concurrency of {name}", 1, MAX_CONCURRENCY)
-
-    def __repr__(self) -> str:
-        return f"Queue({self.name!r}, {self.concurrency})"
 
 
 class Supervisor(Registrar):
@@ -92,7 +78,7 @@ class Supervisor(Registrar):
         rng: Random | None = None,
     ) -> None:
         super().__init__(store, telemetry=telemetry, instruments=instruments, strict=strict, clock=clock, rng=rng)
-        self._queues = _concurrency(queues)
+        self._queues = concurrency_of(queues)
         self._settings = Settings(
             poll_interval=limits.seconds(poll_interval, "poll_interval", low=0.001),
             shutdown_timeout=limits.seconds(shutdown_timeout, "shutdown_timeout"),
@@ -102,7 +88,7 @@ class Supervisor(Registrar):
             max_rescues=limits.integer(max_rescues, "max_rescues", 0),
             max_stall=None if max_stall is None else limits.seconds(max_stall, "max_stall"),
             slow_after=None if slow_after is None else limits.seconds(slow_after, "slow_after", exclusive=True),
-            retention=_retention(retention),
+            retention=retention_of(retention),
         )
         if self._settings.lease < 4 * self._settings.heartbeat:
             raise OptionError("lease must be at least 4 heartbeats, so that a late beat costs no job")
@@ -118,7 +104,7 @@ class Supervisor(Registrar):
 
     def __repr__(self) -> str:
         life = "running" if self.is_running else "stopped" if self._was_stopped else "not started"
-        return f"Supervisor({self.store!r}, queues={self._queues!r}, {life})"
+        return f"{type(self).__name__}({self.store!r}, queues={self._queues!r}, {life})"
 
     # --- life time ---
 
@@ -230,6 +216,9 @@ class Supervisor(Registrar):
                     ShutdownReport()
                 )  # it stands before a store that does not answer, and ends without having started
         async with self._starting:  # a start that is under way comes first
+            if engine is not None:  # also that of a drain, which has put it away by itself
+                self._was_stopped = True
+                binding.detach(self)
             report = await self._end()
             return report if engine is None else engine.report
 
@@ -262,20 +251,27 @@ class Supervisor(Registrar):
         if getattr(context.current.get(None), "host", None) is self:
             raise OptionError("drain() inside a job would wait for the end of that very job")
         seconds = None if timeout is None else limits.seconds(timeout, "timeout")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._drain_here(with_scheduled)
+        except TimeoutError:
+            raise TimeoutError(f"the queues were not drained after {seconds:g} seconds; what is left, waits") from None
+
+    async def _drain_here(self, with_scheduled: bool) -> DrainReport:
         stops = self._stops
         if self._engine is None or not self._lives or self._lives_to_drain:
             async with self._starting:
                 if self._stops != stops:
                     raise StoreClosed("the Supervisor was stopped before its queues were drained")
                 if self._engine is None or not self._lives:
-                    return await self._drain_alone(with_scheduled, seconds)
-        return await self._drain(self._engine, with_scheduled, seconds)
+                    return await self._drain_alone(with_scheduled)
+        return await self._drain(self._engine, with_scheduled)
 
-    async def _drain_alone(self, with_scheduled: bool, timeout: float | None) -> DrainReport:
+    async def _drain_alone(self, with_scheduled: bool) -> DrainReport:
         """Live for as long as it takes."""
         try:
             engine = await self._begin(self._start_to_drain(), self._leave)
-            return await self._drain(engine, with_scheduled, timeout)
+            return await self._drain(engine, with_scheduled)
         finally:
             await to_the_end(self._leave())
 
@@ -289,12 +285,11 @@ class Supervisor(Registrar):
         binding.changed()
         return engine
 
-    async def _drain(self, engine: Engine, with_scheduled: bool, timeout: float | None) -> DrainReport:
+    async def _drain(self, engine: Engine, with_scheduled: bool) -> DrainReport:
         drain = Drain(self.store, engine, list(self._queues), with_scheduled=with_scheduled)
         self._drains.append(drain)
         try:
-            async with asyncio.timeout(timeout):
-                return await drain.run()
+            return await drain.run()
         finally:
             self._drains.remove(drain)
 
@@ -329,31 +324,3 @@ class Supervisor(Registrar):
         """For `Starlette(lifespan=jobs.lifespan)` and `FastAPI(lifespan=jobs.lifespan)`."""
         async with self:
             yield
-
-
-def _retention(given: Seconds | Mapping[JobState, Seconds] | None) -> dict[JobState, float]:
-    if given is None:
-        return {}
-    asked: Mapping[JobState, Seconds] = given if isinstance(given, Mapping) else dict.fromkeys(sorted(FINAL), given)
-    for state in asked:
-        if state not in FINAL:
-            raise OptionError(f"retention is for ended jobs: {', '.join(map(str, sorted(FINAL)))}; not for {state}")
-    return {state: limits.seconds(age, f"the retention of {state} jobs") for state, age in asked.items()}
-
-
-def _concurrency(queues: Mapping[str, int] | Iterable[Queue] | None) -> dict[str, int]:
-    if queues is None:
-        return {"default": 10}
-    if isinstance(queues, Mapping):
-        named = cast("Mapping[str, int]", queues)
-        listed = [Queue(name, limit) for name, limit in named.items()]
-    else:
-        listed = list(queues)
-    found: dict[str, int] = {}
-    for queue in listed:
-        if not isinstance(queue, Queue):
-            raise OptionError(f"queues maps names to numbers, or lists Queues, not {limits.type_name(queue)}")
-        if queue.name in found:
-            raise OptionError(f"queue {queue.name!r} is given twice")
-        found[queue.name] = queue.concurrency
-    return found

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING
 
-from jobs_async.runtime.failures import safe
+from jobs_async.core.outcome import storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,4 +79,4 @@ def _told(frames: Iterable[FrameType]) -> tuple[str, ...]:
 
 def _call(frame: FrameType) -> str:
     code = frame.f_code
-    return safe(f"{PurePath(code.co_filename).name}:{frame.f_lineno or 0}:{code.co_name}", 255)
+    return storable(f"{PurePath(code.co_filename).name}:{frame.f_lineno or 0}:{code.co_name}", 255)

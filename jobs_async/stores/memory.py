@@ -29,6 +29,7 @@ from jobs_async.core.store import (
     Tick,
     cutoff,
 )
+from jobs_async.stores.memory_records import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ SLACK = 1000
 """Stale entries a heap may hold before it is swept."""
 
 
-class MemoryStore(Store):
+class MemoryStore(MemoryRecords, Store):
     """Live jobs up to `max_jobs` (None: no limit), then StoreFull; as many finished ones stay readable.
 
     Every method runs from its first line to its last without giving way, so each is atomic. One event loop only.
@@ -51,7 +52,7 @@ class MemoryStore(Store):
 
     def __init__(self, max_jobs: int | None = 4096, *, clock: Clock | None = None) -> None:
         self._max_jobs = None if max_jobs is None else limits.integer(max_jobs, "max_jobs", 1)
-        self._clock = clock or SystemClock()
+        super().__init__(clock or SystemClock())
         self._last_id = 0
         self._live = 0
         self._jobs: dict[int, Job[Any]] = {}
@@ -75,10 +76,10 @@ class MemoryStore(Store):
             jobs = [self._admit(item, now, undo) for item in new]
         except (StoreFull, UniqueConflict):
             for job_id, before in reversed(undo):
-                self._forget(job_id)
-                if before is not None:
+                if before is None:
+                    self._forget(job_id)
+                else:
                     self._keep(before)
-            self._jobs = dict(sorted(self._jobs.items()))
             raise
         if tick:
             for old in [at for at in spent if at < tick.at - TICKS_KEPT]:
@@ -177,10 +178,9 @@ class MemoryStore(Store):
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         now = self._clock.now()
+        is_meant = query.test(now)
         found = (
-            job
-            for job in self._candidates(query)
-            if query.accepts(job, now) and (not query.orphaned or self._is_orphan(job))
+            job for job in self._candidates(query) if is_meant(job) and (not query.orphaned or self._is_orphan(job))
         )
         return [_apart(job) for job in islice(found, query.limit)]
 

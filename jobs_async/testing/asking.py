@@ -182,5 +182,5 @@ def _asked(worker: WorkerDef | str, args: object, wanted: Wanted) -> str:
 def _listed(jobs: list[Job[Any]]) -> str:
     if not jobs:
         return "none of this worker waits"
-    lines = [f"  {job!r} args {job.args!r}" for job in jobs[-SHOWN:]]
+    lines = [f"  {job!r} due {job.scheduled_at:%F %T%z} args {job.args!r}" for job in jobs[-SHOWN:]]
     return "\n".join([f"of this worker {len(jobs)} wait:", *lines])

@@ -52,19 +52,25 @@ class FakeClock:
 class TravelClock(SystemClock):
     """Real time, and what it was put forward by: for tests that let days pass between two lines."""
 
-    __slots__ = ("_ahead",)
+    __slots__ = ("_ahead", "_up")
 
     def __init__(self) -> None:
         super().__init__()
-        self._ahead = timedelta()
+        self._ahead = self._up = timedelta()
 
     def now(self) -> datetime:
         return super().now() + self._ahead
 
     def uptime(self) -> tuple[str, float]:
         boot, seconds = super().uptime()
-        return boot, seconds + self._ahead.total_seconds()
+        return boot, seconds + self._up.total_seconds()
 
     def advance(self, step: Seconds) -> None:
         """Let time pass: on the wall and since boot."""
-        self._ahead += timedelta(seconds=limits.seconds(step, "step"))
+        passed = timedelta(seconds=limits.seconds(step, "step"))
+        self._ahead += passed
+        self._up += passed
+
+    def jump(self, step: Seconds) -> None:
+        """Set the wall clock forward, or back where `step` is negative; the uptime does not notice."""
+        self._ahead += step if isinstance(step, timedelta) else timedelta(seconds=step)

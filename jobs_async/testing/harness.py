@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jobs_async.core import binding, limits
-from jobs_async.core.errors import OptionError
+from jobs_async.core.errors import CronError, OptionError
 from jobs_async.core.job import WAITING, Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.outcome import Interrupted, Lost
@@ -23,6 +23,7 @@ from jobs_async.testing.standing_in import StandIn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
     from types import ModuleType
 
     from jobs_async.core.limits import Seconds
@@ -84,6 +85,7 @@ class Harness(Supervisor):
         if self._replaced is not None:
             for worker in self._replaced.workers:
                 self._register(worker)
+            self._crons |= {name: entry for name, entry in self._replaced.crons.items() if name not in self._crons}
             self._replaced.by(self)
         self._is_entered = True
         self._attach()
@@ -109,14 +111,33 @@ class Harness(Supervisor):
         await to_the_end(self.stop())
 
     def advance(self, seconds: Seconds) -> None:
-        """Let time pass, on the wall and since boot: what was scheduled comes due.
+        """Let time pass: what was scheduled comes due. On the wall and since boot, or on the wall alone while it is
+        started, for its lease goes by the other.
 
         Raises:
             OptionError: it has a clock that cannot be moved.
         """
         if not isinstance(self.clock, (FakeClock, TravelClock)):
             raise OptionError(f"a {limits.type_name(self.clock)} cannot be moved; use a TravelClock or a FakeClock")
-        self.clock.advance(seconds)
+        if self._engine is None:
+            self.clock.advance(seconds)
+        else:
+            self.clock.jump(limits.seconds(seconds, "seconds"))
+            self._engine.look_around()
+
+    async def fire_cron(self, name: str, at: datetime | None = None) -> Job[Any]:
+        """Enqueue the job of a cron entry as at its next tick, or at the given one, whether it was fired before or not.
+
+        Raises:
+            CronError: there is no such entry here.
+            OptionError: `at` is naive.
+        """
+        entry = self._crons.get(name)
+        if entry is None:
+            raise CronError(f"no cron entry named {name!r} is registered here")
+        tick = entry.next_after(self.clock.now()) if at is None else limits.instant(at, "at")
+        (job,) = await self._insert([entry.at_tick(self._decided(entry.draft), tick)])
+        return await self.get(job)
 
     # --- running jobs ---
 
@@ -182,7 +203,8 @@ class Harness(Supervisor):
 
     async def run_one(self, job: Job[R], *, attempt: int | None = None) -> Job[R]:
         """Run one attempt of a job that waits, whatever its time, with all that belongs to it: timeout, boundary,
-        settlement, telemetry. The record as it is then. Cancelled, it ends the attempt as a stop does.
+        settlement, telemetry. The record as it is then. Cancelled, it ends the attempt as a stop does. What waits
+        before it in its queue is claimed as well and handed back, which leaves its traces in those records.
 
         Raises:
             JobNotFound: it is not in the store.

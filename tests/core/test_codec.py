@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from jobs_async import ArgsError
 from jobs_async.core import codec
-from jobs_async.runtime.failures import failure_of, safe
+from jobs_async.core.outcome import storable
+from jobs_async.runtime.failures import failure_of
 
 plain = st.recursive(
     st.none()
@@ -61,7 +62,7 @@ def test_a_null_is_no_nan() -> None:
 
 def test_row_8_error_text_is_always_storable() -> None:
     hostile = "\0" + "\ud800" + "😀" * 1000
-    cut = safe(hostile)
+    cut = storable(hostile)
     assert len(cut.encode()) <= 2048
     assert "\0" not in cut
     assert cut.endswith("😀"), "never cut inside a character"

@@ -290,7 +290,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "text"),
         [
-            ({"queu": "mail"}, "'queu' is not an option of a worker; known are max_attempts, name, priority, process"),
+            ({"queu": "mail"}, "'queu' is not an option of a worker; known are max_attempts, meta, name, priority"),
             ({"process": "yes"}, "process must be True or False"),
             ({"delay": 3}, "'delay' is not an option of a worker"),
             ({"queue": ""}, "queue"),
@@ -627,3 +627,25 @@ class TestBinding:
 
 
 def to_come(it: "ToCome") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+class TestContextWorkers:
+    @pytest.mark.parametrize("kind", [int, str, dict, bytes])
+    def test_a_first_parameter_that_is_plainly_an_argument_is_refused(self, kind: type) -> None:
+        async def work(order, when="now"):
+            return order, when
+
+        work.__annotations__["order"] = kind
+        with pytest.raises(WorkerError, match=f"'order' is a {kind.__name__}; put the context before it"):
+            worker(context=True)(work)
+
+    def test_options_of_all_its_jobs_can_be_keys_and_tags_too(self) -> None:
+        @worker(unique_key="sync", unique_strategy=UniqueStrategy.REJECT, tags=["stock"], meta={"team": "shop"})
+        async def sync_stock() -> None: ...
+
+        assert sync_stock.opts.given == {
+            "unique_key": "sync",
+            "unique_strategy": UniqueStrategy.REJECT,
+            "tags": ("stock",),
+            "meta": {"team": "shop"},
+        }

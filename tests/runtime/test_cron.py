@@ -164,6 +164,19 @@ async def test_an_entry_unregistered_fires_no_more_and_registered_again_goes_on(
 
 
 @virtual
+async def test_an_entry_taken_away_over_its_tick_does_not_catch_up_with_it(world: World) -> None:
+    async with producer(world, text="0 2 * * *") as jobs:
+        await until(HOUR)
+        jobs.unregister_cron("entry")
+        await until(2 * HOUR + 5 * MINUTE)
+        jobs.register_cron("entry", "0 2 * * *", "work")
+        await until(3 * HOUR)
+        assert await ticks(world.store) == []
+        await until(DAY + 2 * HOUR + 1)
+    assert await ticks(world.store) == [DAY + 2 * HOUR]
+
+
+@virtual
 async def test_an_entry_replaced_in_one_breath_fires_by_its_new_schedule_alone(world: World) -> None:
     async with producer(world) as jobs:
         await until(MINUTE + 1)

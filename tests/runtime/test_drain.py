@@ -14,16 +14,20 @@ from jobs_async import (
     Cancel,
     ConstantBackoff,
     Discard,
+    Draft,
     Job,
     JobCompleted,
     JobQuery,
     JobStarted,
     JobState,
+    MemoryStore,
+    NotBound,
     OptionError,
     Snooze,
     StoreBusy,
     StoreClosed,
     current_context,
+    worker,
 )
 from jobs_async.core.store import Node
 from jobs_async.runtime.drain import DrainReport
@@ -253,6 +257,26 @@ async def test_thousands_of_scheduled_jobs_are_brought_forward_page_by_page(worl
     assert await jobs.drain(with_scheduled=True) == DrainReport(completed=2500)
 
 
+class Asked(MemoryStore):
+    """A store that counts how often it is asked what is due, for that may take reading all that waits."""
+
+    questions = 0
+
+    async def select(self, query: JobQuery) -> list[Job[Any]]:
+        self.questions += query.due
+        return await super().select(query)
+
+
+@virtual
+async def test_while_jobs_run_the_store_is_not_asked_what_else_is_due(world: World) -> None:
+    store = Asked(clock=world.clock)
+    jobs = world.supervisor(store, queues={"default": 1})
+    jobs.register_worker("work", idle)
+    await jobs.enqueue_many([Draft[Any]("work", None) for _ in range(300)])
+    assert await jobs.drain() == DrainReport(completed=300)
+    assert 1 <= store.questions <= 3
+
+
 @virtual
 async def test_jobs_of_other_nodes_are_not_waited_for(world: World) -> None:
     jobs = world.supervisor(queues={"default": 1})
@@ -342,6 +366,41 @@ async def test_a_timeout_of_one_that_runs_stops_nothing(world: World) -> None:
             await jobs.drain(timeout=10)
         assert jobs.is_running
         await jobs.wait(job)
+
+
+@virtual
+async def test_a_timeout_holds_while_another_drain_has_its_turn(world: World) -> None:
+    jobs = world.supervisor()
+
+    @jobs.worker
+    async def work() -> None:
+        await asyncio.sleep(100)
+
+    await work.enqueue()
+    patient = asyncio.get_running_loop().create_task(jobs.drain())
+    await world.seen.wait(JobStarted)
+    with pytest.raises(TimeoutError):
+        await jobs.drain(timeout=10)
+    assert now() == pytest.approx(10)
+    assert await patient == DrainReport(completed=1)
+
+
+@virtual
+async def test_a_stop_that_meets_a_drain_is_a_stop(world: World) -> None:
+    @worker
+    async def work() -> None:
+        await asyncio.sleep(ENDLESS)
+
+    jobs = world.supervisor(workers=[work], shutdown_timeout=1)
+    await work.enqueue()
+    draining = asyncio.get_running_loop().create_task(jobs.drain())
+    await world.seen.wait(JobStarted)
+    await jobs.stop()
+    await as_long_as_it_takes(draining)
+    assert isinstance(draining.exception(), StoreClosed)
+    assert jobs.is_stopped
+    with pytest.raises(NotBound):
+        await work.enqueue()
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -547,6 +606,23 @@ async def test_after_a_stop_handlers_enqueue_children_in_a_drain_too(world: Worl
 
 
 # --- what goes wrong on the way ---
+
+
+class Broken(MemoryStore):
+    """A store with a mistake in it."""
+
+    async def select(self, query: JobQuery) -> list[Job[Any]]:
+        if query.due:
+            raise AttributeError("no such column")
+        return await super().select(query)
+
+
+@virtual
+async def test_a_store_with_a_mistake_in_it_is_not_taken_for_one_that_is_away(world: World) -> None:
+    jobs = world.supervisor(Broken(clock=world.clock))
+    with pytest.raises(AttributeError, match="no such column"):
+        await jobs.drain(timeout=100)
+    assert not jobs.is_running
 
 
 @pytest.mark.parametrize("primitives", [("fetch",), ("apply",), ("select", "queues"), ("fetch", "apply", "select")])

@@ -146,6 +146,28 @@ async def test_jobs_that_cannot_move_are_left_alone(world: World) -> None:
     assert (await jobs.get(running)).cancel_requested
 
 
+@virtual
+async def test_what_has_been_done_is_run_again_only_where_it_is_asked_for(world: World) -> None:
+    jobs = world.supervisor(queues={})
+    (done,) = await enqueue(jobs, 1)
+    claimed = await world.store.claim("default")
+    assert claimed is not None
+    await world.store.complete(claimed)
+    (dead,) = await bury(world, 1)
+    assert await jobs.retry_all(JobQuery(worker="work")) == 1
+    assert (await ids(world, JobState.completed), await ids(world, JobState.available)) == ([done], [dead])
+    assert await jobs.retry_all(JobQuery(states=[JobState.completed])) == 1
+    assert await ids(world, JobState.available) == [done, dead]
+
+
+@virtual
+async def test_a_running_job_is_asked_to_end_once(world: World) -> None:
+    jobs = world.supervisor(queues={})
+    await enqueue(jobs, 1)
+    assert await world.store.claim("default") is not None
+    assert [await jobs.cancel_all(JobQuery()) for _ in range(3)] == [1, 0, 0]
+
+
 # --- races ---
 
 

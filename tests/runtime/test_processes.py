@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -175,6 +176,64 @@ async def test_a_job_whose_process_died_is_run_again_in_another() -> None:
         assert await jobs.result(await pid.enqueue()) != before
 
 
+# --- what it leaves behind, and what it is told by others ---
+
+
+@worker(process=True, max_attempts=1, timeout_seconds=20)
+def forks_and_dies(note: str, how: str) -> None:
+    """As the OOM killer ends it, while what it has forked holds all that it held."""
+    if how == "fork":
+        other = os.fork()
+        if not other:
+            time.sleep(1000)
+    else:
+        forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        forked.start()
+        other = forked.pid or 0
+    Path(note).write_text(str(other))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["fork", "multiprocessing"])
+async def test_the_death_of_a_process_that_has_forked_is_noticed_at_once(how: str, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    try:
+        async with supervisor(workers=[forks_and_dies]) as jobs:
+            ended = await settled(jobs, await forks_and_dies.enqueue(str(note), how))
+        assert ended.last_error is not None
+        assert (ended.last_error.type, ended.last_error.error) == (
+            "ProcessDied",
+            "ProcessDied: its process was killed by SIGKILL",
+        )
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(note.read_text()), signal.SIGKILL)
+
+
+async def test_a_handler_that_is_asked_to_end_by_others_than_its_parent_goes_on(tmp_path: Path) -> None:
+    """As where a service manager tells all processes of a service at once, so that the parent lets jobs finish."""
+    gate = tmp_path / "gate"
+    async with supervisor() as jobs:
+        own = await jobs.result(await pid.enqueue())
+        job = await waits.enqueue(str(gate))
+        os.kill(own, signal.SIGTERM)
+        gate.touch()
+        assert await jobs.result(job) == own
+
+
+async def test_a_queue_that_was_scaled_down_keeps_as_few_processes(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with supervisor(queues={"default": 3}) as jobs:
+        stored = [await waits.enqueue(str(gate)) for _ in range(3)]
+        await asyncio.to_thread(poll, lambda: len(children()) == 3)
+        gate.touch()
+        for job in stored:
+            await jobs.result(job)
+        assert len(children()) == 3
+        await jobs.scale_queue("default", 1)
+        assert {await jobs.result(await pid.enqueue())} == children()
+
+
 async def test_what_is_not_json_completes_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     async with supervisor() as jobs:
         job = await jobs.wait(await no_json.enqueue())
@@ -265,18 +324,15 @@ async def test_a_cancelled_job_is_killed_after_its_grace(tmp_path: Path) -> None
         await asyncio.to_thread(poll, lambda: is_gone(other))
 
 
-async def test_a_result_within_the_grace_is_kept(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_a_cancelled_job_is_killed_at_once_for_nothing_can_be_told_to_it(tmp_path: Path) -> None:
     jobs = supervisor()
-    jobs._settings = replace(jobs._settings, cancel_after=PATIENCE)
-    async with jobs:
-        job = await waits.enqueue(str(gate))
+    jobs._settings = replace(jobs._settings, cancel_after=1000.0)
+    async with jobs, asyncio.timeout(PATIENCE):
+        job = await waits.enqueue(str(tmp_path / "gate"))
         await asyncio.to_thread(poll, children)
         await jobs.cancel(job.id)
-        gate.touch()
         ended = await jobs.wait(job)
-        assert ended.state is JobState.cancelled
-        assert ended.result in children()
+        assert (ended.state, ended.result) == (JobState.cancelled, None)
 
 
 async def test_a_stop_kills_what_has_not_ended_and_hands_it_back(tmp_path: Path) -> None:
@@ -466,7 +522,28 @@ def test_no_process_and_no_warning_is_left_when_a_loop_ends(end: str, loops: int
     assert not [line for line in done.stderr.splitlines() if "cancelled by a stranger" not in line], done.stderr
 
 
-def test_a_process_does_not_outlive_its_parent_even_while_it_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("flags", "shown"), [([], "True 0"), (["-O"], "False 1"), (["-OO"], "False 2")])
+def test_the_flags_of_the_interpreter_hold_in_its_processes(flags: list[str], shown: str, tmp_path: Path) -> None:
+    text = """
+        import asyncio, sys
+        from jobs_async import Supervisor, worker
+
+        @worker(process=True)
+        def mode() -> str:
+            return f"{__debug__} {sys.flags.optimize}"
+
+        async def main() -> None:
+            async with Supervisor(workers=[mode]) as jobs:
+                print(await jobs.result(await mode.enqueue()))
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+    """
+    done = run(*flags, program(tmp_path, text))
+    assert (done.stdout, done.stderr, done.returncode) == (f"{shown}\n", "", 0)
+
+
+def test_a_process_and_what_it_has_started_do_not_outlive_its_parent_even_while_it_works(tmp_path: Path) -> None:
     note = tmp_path / "note"
     text = f"""
         import asyncio
@@ -487,9 +564,9 @@ def test_a_process_does_not_outlive_its_parent_even_while_it_works(tmp_path: Pat
         parent.kill()
         parent.wait()
     try:
-        poll(lambda: is_gone(own))
+        poll(lambda: is_gone(own) and is_gone(other))
     finally:
-        for process in (own, other):  # what a handler has started is its own affair then
+        for process in (own, other):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 

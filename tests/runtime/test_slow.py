@@ -16,6 +16,7 @@ import pytest
 from jobs_async import (
     ActivityLog,
     JobCompleted,
+    JobQuery,
     JobSlow,
     JobStarted,
     JobState,
@@ -24,7 +25,7 @@ from jobs_async import (
     Supervisor,
     Telemetry,
 )
-from jobs_async.runtime.deadlines import Deadlines
+from jobs_async.runtime.deadlines import APART, Deadlines
 from jobs_async.runtime.whereabouts import MAX_CALLS, of_coroutine, of_thread
 from jobs_async.telemetry.handlers import describe
 from tests.runtime.programs.hard_work import waits_for
@@ -114,6 +115,48 @@ async def test_a_timeout_strikes_at_its_time_before_or_after_the_other_mark(worl
             assert ended.last_error is not None
             assert ended.last_error.type == "Timeout"
     assert [event.job.id for event in world.seen.of(JobSlow)] == [stored[15].id, stored[25].id]
+
+
+@contextmanager
+def walks() -> Iterator[list[float]]:
+    """When the runs of a queue were walked through."""
+    at: list[float] = []
+    strike = Deadlines._strike
+
+    def counted(deadlines: Deadlines) -> None:
+        at.append(now())
+        strike(deadlines)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Deadlines, "_strike", counted)
+        yield at
+
+
+@virtual
+async def test_however_many_runs_become_slow_one_by_one_few_walks_find_them_and_timeouts_are_exact(
+    world: World,
+) -> None:
+    with walks() as walked:
+        async with world.supervisor(slow_after=10, queues={"default": 1000}) as jobs:
+
+            @jobs.worker(timeout_seconds=None, max_attempts=1)
+            async def work() -> None:
+                await asyncio.sleep(100)
+
+            limited = [await work.options(timeout_seconds=11.003 + 0.7 * n).enqueue() for n in range(5)]
+            for _ in range(500):
+                await work.enqueue()
+                await asyncio.sleep(0.01)
+            for n, job in enumerate(limited):
+                ended = await jobs.wait(job)
+                assert ended.last_error is not None
+                assert ended.last_error.type == "Timeout"
+                assert now() == pytest.approx(11.003 + 0.7 * n, abs=0.001)
+            slow = [await world.seen.wait(JobSlow, count=n) for n in range(1, 506)]
+            assert all(10 <= event.seconds <= 10 + APART for event in slow)
+            await jobs.cancel_all(JobQuery())
+    assert now() < 30
+    assert len(walked) <= 5 / APART + len(limited) + 3, "for the 5 seconds in which they began, and the timeouts"
 
 
 @virtual

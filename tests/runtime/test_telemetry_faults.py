@@ -97,7 +97,7 @@ class Life:
         self.world = world
         self.told: list[Event] = []
         self.runs: Counter[str] = Counter()
-        self.jobs = world.supervisor(telemetry=telemetry, queues={"default": 20}, rescue_interval=2)
+        self.jobs = world.supervisor(telemetry=telemetry, queues={"default": 20}, rescue_interval=2, slow_after=0.5)
         telemetry.attach(self._hear)
         self._overtake, self._overtaken = asyncio.Event(), asyncio.Event()
         plain: dict[str, Callable[[], Any]] = {

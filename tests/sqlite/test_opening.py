@@ -16,7 +16,7 @@ from tempfile import mkdtemp
 
 import pytest
 
-from jobs_async.core.errors import OptionError, SchemaError, StoreClosed, StoreError
+from jobs_async.core.errors import OptionError, SchemaError, StoreBusy, StoreClosed, StoreError
 from jobs_async.core.job import FINAL, ErrorRecord, JobState, Progress
 from jobs_async.core.store import JobQuery
 from jobs_async.runtime.supervisor import Supervisor
@@ -321,3 +321,20 @@ async def test_every_commit_is_synced_in_a_log_of_bounded_size(store: SqliteStor
     assert connection is not None
     settings = [await connection.execute_fetchall(f"PRAGMA {name}") for name in ("synchronous", "journal_mode")]
     assert [next(iter(rows))[0] for rows in settings] == [2, "wal"]
+
+
+async def test_a_file_whose_schema_is_there_opens_beside_a_transaction_and_another_says_what_to_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(path) as store:
+        job = await store.enqueue("work")
+    with closing(sqlite3.connect(path, isolation_level=None)) as mine:
+        mine.execute("BEGIN IMMEDIATE")
+        async with SqliteStore(path) as store:
+            assert (await store.get(job.id)).worker == "work"
+        mine.execute("DELETE FROM jobs_async_migrations WHERE version > 1")
+        mine.execute("COMMIT")
+        mine.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr("jobs_async.stores.sqlite.file.PATIENCE", 0.1)
+        with pytest.raises(StoreBusy, match="open the Supervisor before you begin a transaction"):
+            await SqliteStore(path).open()

@@ -186,6 +186,11 @@ async def purge(store: SqliteStore, clock: FakeClock) -> None:
     await store.purge([JobState.completed], EPOCH)
 
 
+async def purge_what_is_rare(store: SqliteStore, clock: FakeClock) -> None:
+    """Of all that has ended before now, only a state of which there is none."""
+    await store.purge([JobState.discarded], clock.now())
+
+
 async def by_id(store: SqliteStore, _: FakeClock) -> None:
     [job] = await store.insert([new()])
     await store.get(job.id)
@@ -210,6 +215,7 @@ OPERATIONS: dict[str, tuple[Callable[[SqliteStore, FakeClock], Awaitable[None]],
     "find what is due": (find_what_is_due, ("jobs_async_claimable", "jobs_async_due")),
     "rescue stuck": (rescue_stuck, ("jobs_async_executing",)),
     "purge": (purge, ("jobs_async_ended",)),
+    "purge what is rare": (purge_what_is_rare, ("jobs_async_ended (state=? AND completed_at<?)",)),
     "by id": (by_id, ("INTEGER PRIMARY KEY",)),
     "renew": (renew, ("jobs_async_executing",)),
 }
@@ -254,6 +260,14 @@ def test_a_statement_goes_by_its_index_and_never_scans_the_jobs(
         steps += plan
     for index in OPERATIONS[name][1]:
         assert [step for step in steps if index in step], steps
+
+
+def test_what_ended_first_is_purged_first_without_a_sort(
+    connection: Connection, spoken: dict[str, list[Statement]]
+) -> None:
+    [(sql, params)] = spoken["purge"]
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", params)]
+    assert not [step for step in plan if "TEMP B-TREE" in step], plan
 
 
 LIMIT = 100_000

@@ -35,6 +35,8 @@ PACKAGE = "jobs_async.stores.sqlite"
 STATEMENTS = sql.statements(PACKAGE)
 
 EQUIVALENT = {
+    # implied by the comparison of the first characters; leads to the keys' order
+    ("get_records", "AND key >= :prefix"),
     # implied by the terms beside them; without these SQLite would not use the partial index
     ("twins", "AND unique_key IS NOT NULL"),
     ("twins", "AND idempotency_key IS NOT NULL"),
@@ -64,6 +66,9 @@ FIRST = {
     "purge": "queues",
     "renew_node": "nodes",
     "forget_nodes": "nodes",
+    "put_record": "records",
+    "get_records": "records",
+    "drop_records": "records",
 }
 """Which checks to try first, for speed alone; the others follow."""
 

@@ -44,6 +44,7 @@ from jobs_async.core.store import Store
 from jobs_async.runtime.drain import DrainReport
 from jobs_async.testing import FakeClock, Harness, TravelClock
 from jobs_async.testing.faults import Fault, FaultyStore
+from jobs_async.testing.standing_in import TAKEN_OVER
 from tests.runtime.support import Seen, World, virtual
 
 ran: list[Any] = []
@@ -677,6 +678,59 @@ async def test_workers_that_came_before_the_block_are_known_and_names_must_not_c
     with pytest.raises(WorkerError, match="'note'"), Harness(workers=[other], stands_in_for=app):
         pass
     assert await app.get(await note.enqueue(1))
+
+
+async def test_a_worker_that_comes_up_in_the_block_is_run_here() -> None:
+    app = Supervisor()
+    with Harness(stands_in_for=app) as jobs:
+
+        @app.worker
+        async def late() -> str:
+            return "ok"
+
+        by_name, by_worker = await app.enqueue("late"), await late.enqueue()
+        assert await jobs.drain() == DrainReport(completed=2)
+        assert [(await jobs.get(job)).result for job in (by_name, by_worker)] == ["ok", "ok"]
+
+
+LEFT_TO_THE_APPLICATION = {
+    "enqueue": "goes through enqueue_many",
+    "result": "goes through wait",
+    "queues": "asks the store, which is the other's",
+    "nodes": "asks the store, which is the other's",
+    "start": "does nothing",
+    "stop": "does nothing",
+    "run": "goes through start and stop",
+    "lifespan": "goes through start and stop",
+    "worker": "goes through the registration of both",
+    "register_worker": "goes through the registration of both",
+    "cron": "its ticks are fired by one that runs, and the application's does not",
+    "crons": "as cron",
+    "register_cron": "as cron",
+    "unregister_cron": "as cron",
+    "insert_tick": "is for the ticks of one that runs",
+    "is_running": "is about its own life",
+    "is_stopped": "is about its own life",
+    "shutdown_report": "is about its own life",
+    "stuck": "is about its own life",
+}
+"""What is not taken over, and why it need not be."""
+
+
+def test_all_that_can_be_asked_of_a_supervisor_is_taken_over_or_said_not_to_be() -> None:
+    public = {name for name in dir(Supervisor) if not name.startswith("_")}
+    assert public == {*TAKEN_OVER, *LEFT_TO_THE_APPLICATION}
+    assert not LEFT_TO_THE_APPLICATION.keys() & set(TAKEN_OVER)
+
+
+async def test_what_is_not_taken_over_and_asks_the_store_asks_that_of_the_harness() -> None:
+    app = Supervisor()
+    with Harness(stands_in_for=app) as jobs:
+        await jobs.pause_queue("side")
+        assert (await app.queues())["side"].paused
+        await jobs.start()
+        assert [node.id for node in await app.nodes()] == [node.id for node in await jobs.nodes()] != []
+        await jobs.stop()
 
 
 # --- time ---

@@ -63,10 +63,12 @@ async def migrate(connection: aiosqlite.Connection) -> None:
         SchemaError: the file was written by a newer version of this package.
     """
     session, known = Session(connection), migrations("jobs_async.stores.sqlite")
+    if await _version(session) == known[-1][0]:
+        return  # as nearly always, and without a lock
     await _patiently(session, "BEGIN IMMEDIATE")
     try:
         await session.rows(_MIGRATIONS)
-        ((version,),) = await session.rows("SELECT coalesce(max(version), 0) FROM jobs_async_migrations")
+        version = await _version(session)
         if version > known[-1][0]:
             raise SchemaError(
                 f"the file has schema {version}, this version knows up to {known[-1][0]}: upgrade jobs_async"
@@ -81,6 +83,14 @@ async def migrate(connection: aiosqlite.Connection) -> None:
         if connection.in_transaction:
             await session.rows("ROLLBACK")
         raise
+
+
+async def _version(session: Session) -> int:
+    """Of the schema; 0 of a file that has none yet."""
+    if not await session.rows("SELECT 1 FROM sqlite_schema WHERE name = 'jobs_async_migrations'"):
+        return 0
+    ((version,),) = await session.rows("SELECT coalesce(max(version), 0) FROM jobs_async_migrations")
+    return int(version)
 
 
 async def _patiently(session: Session, sql: str) -> None:

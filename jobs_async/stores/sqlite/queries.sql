@@ -156,7 +156,7 @@ WHERE id IN (
     SELECT id FROM jobs_async_jobs
     WHERE completed_at IS NOT NULL
         AND completed_at < :before
-        AND state IN (SELECT value FROM json_each(:states))
+        AND state = :state
     ORDER BY completed_at
     LIMIT :limit
 )
@@ -201,3 +201,31 @@ SELECT id FROM jobs_async_jobs WHERE state = 1 AND node = :id AND cancel_request
 
 -- name: nodes
 SELECT id, boot, expires_at, started_at, beat_at, info FROM jobs_async_nodes ORDER BY started_at, id
+
+-- name: put_record
+INSERT INTO jobs_async_records (kind, key, value, at) VALUES (:kind, :key, :value, :now)
+ON CONFLICT (kind, key) DO UPDATE SET value = :value, at = :now
+WHERE :only_new = 0
+RETURNING key
+
+-- name: get_records
+SELECT kind, key, value, at FROM jobs_async_records
+WHERE kind = :kind
+    AND (:keys IS NULL OR key IN (SELECT value FROM json_each(:keys)))
+    AND substr(key, 1, length(:prefix)) = :prefix
+    AND key >= :prefix
+    AND (:after IS NULL OR key > :after)
+ORDER BY key
+LIMIT :limit
+
+-- name: drop_records
+DELETE FROM jobs_async_records
+WHERE (kind, key) IN (
+    SELECT kind, key FROM jobs_async_records
+    WHERE kind = :kind
+        AND (:keys IS NULL OR key IN (SELECT value FROM json_each(:keys)))
+        AND (:before IS NULL OR at < :before)
+    ORDER BY at, key
+    LIMIT :limit
+)
+RETURNING key

@@ -33,7 +33,7 @@ def select(query: JobQuery, clock: Clock) -> tuple[str, dict[str, Any]]:
 
 def may_scan(query: JobQuery) -> bool:
     """Whether the answer may take reading the whole table: no condition leads to few rows by an index."""
-    by_index = query.ids is not None or query.external_id is not None or query.due or query.orphaned
+    by_index = query.ids is not None or query.external_id is not None or query.orphaned
     return not by_index and query.older_than is None and query.states != _RUNNING
 
 

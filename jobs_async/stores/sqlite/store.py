@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs_async.clock import SystemClock
-from jobs_async.core.errors import OptionError, StoreClosed, StoreError
+from jobs_async.core.errors import OptionError, StoreBusy, StoreClosed, StoreError
 from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
 from jobs_async.core.store import (
     MAX_PAGE,
@@ -31,8 +32,9 @@ from jobs_async.stores import rows
 from jobs_async.stores.sqlite import file, guest, work
 from jobs_async.stores.sqlite.lifeline import SqliteLifeline
 from jobs_async.stores.sqlite.log import Log
+from jobs_async.stores.sqlite.records import SqliteRecords
 from jobs_async.stores.sqlite.select import SQL, may_scan, select
-from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, typed
+from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, is_busy, typed
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
@@ -47,11 +49,12 @@ if TYPE_CHECKING:
 
 ENQUEUE_PATIENCE = 5.0
 ENQUEUE_ADVICE = "; pass connection= or commit first"
+OPEN_ADVICE = "open the Supervisor before you begin a transaction of your own"
 STAGE_EVERY = 0.5
 """Seconds after which a busy queue looks again for due jobs that another process may have stored."""
 
 
-class SqliteStore(Store):
+class SqliteStore(SqliteRecords, Store):
     """A file of jobs, in WAL mode, each commit synced to disk.
 
     `path` is created, its folder is not. Any number of stores, in this process and in others on this machine, may
@@ -69,6 +72,7 @@ class SqliteStore(Store):
         self._write_connection: aiosqlite.Connection | None = None
         self._reader: Session | None = None
         self._read_connection: aiosqlite.Connection | None = None
+        self._searching = asyncio.Lock()
         self._searcher: Session | None = None
         self._search_connection: aiosqlite.Connection | None = None
         self._due: dict[str, _Due] = {}
@@ -83,6 +87,7 @@ class SqliteStore(Store):
 
         Raises:
             SchemaError: the file was written by a newer version, or is no database of jobs.
+            StoreBusy: somebody's write transaction is in the way of making a new file, or an old one, ready.
             StoreError: the file cannot be opened, or SQLite is older than 3.38.
         """
         began = self._writer is None
@@ -106,6 +111,8 @@ class SqliteStore(Store):
                 self._read_connection = await file.connect(self._path)
             except BaseException as error:
                 await self._disconnect()
+                if isinstance(error, sqlite3.Error) and is_busy(error):
+                    raise StoreBusy(f"{self._path!r} cannot be made ready: {error}; {OPEN_ADVICE}") from error
                 if isinstance(error, sqlite3.Error):
                     raise StoreError(f"cannot open {self._path!r}: {error}") from error
                 raise
@@ -124,6 +131,7 @@ class SqliteStore(Store):
 
     async def _disconnect(self) -> None:
         self._searcher = None
+        await self._give_up_search()
         await file.disconnect(self._search_connection, self._read_connection, self._write_connection)
 
     @property
@@ -142,16 +150,29 @@ class SqliteStore(Store):
 
     async def _search(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """Ask what may take long on a connection of its own, opened for the first such question: no claim waits."""
-        if self._searcher is None:
-            await to_the_end(self._open_searcher())
-        if self._searcher is None:
-            raise self._not_open()
-        return await _answer(self._searcher, sql, params)
+        async with self._searching:  # what was given up before it began never begins
+            if self._searcher is None:
+                await to_the_end(self._open_searcher())
+            if self._searcher is None:
+                raise self._not_open()
+            try:
+                return await _answer(self._searcher, sql, params)
+            except asyncio.CancelledError:
+                await self._give_up_search()
+                raise
+
+    async def _give_up_search(self) -> None:
+        if self._search_connection is not None:
+            with suppress(ValueError, sqlite3.Error):  # closed meanwhile
+                await self._search_connection.interrupt()
 
     async def _open_searcher(self) -> None:
         async with self._opening:
             if self.is_open and self._searcher is None:
-                self._search_connection = await file.connect(self._path)
+                try:
+                    self._search_connection = await file.connect(self._path)
+                except sqlite3.Error as error:
+                    raise typed(error) from error
                 self._searcher = Session(self._search_connection)
 
     def _not_open(self) -> StoreClosed:
@@ -262,9 +283,11 @@ class SqliteStore(Store):
         return len(await self._change("delete", {"ids": rows.dumps(list(ids)), "states": rows.dumps(sorted(chosen))}))
 
     async def purge(self, states: Iterable[JobState], older_than: Seconds | datetime, limit: int = MAX_PAGE) -> int:
-        before = rows.micros(cutoff(older_than, self._clock.now()))
-        chosen = rows.dumps(sorted(FINAL.intersection(states)))
-        return len(await self._change("purge", {"states": chosen, "before": before, "limit": limit}))
+        before, purged = rows.micros(cutoff(older_than, self._clock.now())), 0
+        for state in sorted(FINAL.intersection(states)):
+            asked = {"state": int(state), "before": before, "limit": limit - purged}
+            purged += len(await self._change("purge", asked))
+        return purged
 
     async def tally(self) -> Mapping[tuple[str, JobState], int]:
         return {(queue, JobState(state)): count for queue, state, count in await self._search(SQL["tally"])}

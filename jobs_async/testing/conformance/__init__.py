@@ -30,6 +30,7 @@ from jobs_async.testing.conformance import (
     load,
     nodes,
     queues,
+    records,
     select,
     unique,
     values,
@@ -49,5 +50,5 @@ def _checks(module: ModuleType) -> Iterator[Check]:
             yield value
 
 
-_MODULES = (insert, unique, fetch, fence, apply, select, conditions, queues, nodes, verbs, values, load)
+_MODULES = (insert, unique, fetch, fence, apply, select, conditions, queues, records, nodes, verbs, values, load)
 CHECKS: tuple[Check, ...] = tuple(check for module in _MODULES for check in _checks(module))

@@ -72,6 +72,15 @@ async def settling_takes_the_claimed_job(store: Store, clock: FakeClock) -> None
     assert await store.get(discarded.id) == discarded
 
 
+async def errors_are_kept_as_valid_text(store: Store, clock: FakeClock) -> None:
+    """What a tool says may hold NUL and halves of characters: the record holds neither, as given and as stored."""
+    for settle in (store.fail, store.discard):
+        settled = await settle(await running(store), "a\0b\ud800c")
+        assert settled is not None
+        assert settled.errors[-1].error == "a\ufffdb?c"
+        assert await stored(store, settled) == settled
+
+
 async def failing_retries_until_attempts_are_spent(store: Store, clock: FakeClock) -> None:
     """After 15 seconds or as told; two attempts are exactly two runs, then the job is discarded."""
     failed = await store.fail(await running(store, max_attempts=2), "first")
