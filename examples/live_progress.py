@@ -13,9 +13,10 @@ Or talk to it:
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -67,17 +68,18 @@ async def write_report(ctx: JobContext, title: str, pages: int = 20) -> str:
     return f"{title}, {pages} pages"
 
 
-def described(job: Job[str]) -> str:
-    """A record as the page needs it. JSON, so that no line of a title or note can pass for one of the stream's."""
-    return json.dumps(
-        {
-            "state": job.state.name,
-            "fraction": 1 if job.result else job.progress.fraction if job.progress else 0,
-            "note": job.progress.note if job.progress else None,
-            "result": job.result,
-            "error": job.last_error.error if job.last_error else None,
-        }
-    )
+def described(job: Job[Any]) -> str:
+    """A record as the page needs it. JSON, so that no line of a title or note can pass for one of the stream's; written
+    by msgspec, for a result may be a dataclass or hold a datetime.
+    """
+    told = {
+        "state": job.state.name,
+        "fraction": 1 if job.result else job.progress.fraction if job.progress else 0,
+        "note": job.progress.note if job.progress else None,
+        "result": job.result,
+        "error": job.last_error.error if job.last_error else None,
+    }
+    return msgspec.json.encode(told).decode()
 
 
 async def events_of(job: Job[str]) -> AsyncIterator[ServerSentEvent]:

@@ -52,6 +52,7 @@ from jobs_async.core.events import (
     StoreFailing,
     StoreRecovered,
 )
+from jobs_async.core.health import Health, SupervisorHealth
 from jobs_async.core.instrument import Instrument
 from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
 from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrategy, WorkerOptions
@@ -92,6 +93,7 @@ __all__ = [
     "Event",
     "ExponentialBackoff",
     "FullJitterBackoff",
+    "Health",
     "IllegalTransition",
     "Instrument",
     "Job",
@@ -146,6 +148,7 @@ __all__ = [
     "StoreRecovered",
     "StoreTimeout",
     "Supervisor",
+    "SupervisorHealth",
     "Telemetry",
     "TelemetryError",
     "UniqueConflict",

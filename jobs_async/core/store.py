@@ -17,6 +17,7 @@ from msgspec.structs import force_setattr, replace
 
 from jobs_async.core import limits
 from jobs_async.core.errors import JobNotFound, OptionError
+from jobs_async.core.health import Health
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
@@ -222,6 +223,14 @@ class Store(Protocol):
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
+
+    async def health(self) -> Health:
+        """Whether the store answers a small question; never raises what the store does (nidus-jobs: health)."""
+        try:
+            await self.queues()
+        except Exception as error:
+            return Health(False, f"the store does not answer: {limits.type_name(error)}")
+        return Health(True)
 
     # --- the source's verbs, for tools, tests and direct use; a Supervisor needs only the primitives ---
 

@@ -158,6 +158,11 @@ class Engine:
         self._task = asyncio.get_running_loop().create_task(self._live(), name="jobs_async engine")
 
     @property
+    def node(self) -> str | None:
+        """The id under which it is a node; None where it runs no queues."""
+        return self._member.id if self.crew.runners else None
+
+    @property
     def is_alive(self) -> bool:
         """Started, and not ended."""
         return self._task is not None and not self._task.done()

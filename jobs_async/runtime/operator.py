@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from jobs_async.core import limits
 from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreClosed, StoreError
 from jobs_async.core.events import JobCancelled, QueueEvent, QueuePaused, QueueResumed
+from jobs_async.core.health import Health, SupervisorHealth
 from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
 from jobs_async.core.options import Draft, EditOptions, JobOpts
@@ -63,6 +64,37 @@ class Operator(Producer):
         """The Supervisors that run queues on this store, those that died in the last day included."""
         await self._ensure_open()
         return await in_time(self.store.nodes())
+
+    @property
+    def node(self) -> str | None:
+        """The random id under which this Supervisor is a node of its store, another one after each start and each lost
+        lease; None while it runs no queues.
+        """
+        return self._engine.node if self._engine is not None and self._lives else None
+
+    async def health(self) -> SupervisorHealth:
+        """Whether this Supervisor is well: for readiness checks. Answers within 11 seconds, whatever the store does."""
+        loop = asyncio.get_running_loop()
+        began, node, holds = loop.time(), self.node, False
+        try:
+            await self._ensure_open()
+            store = await in_time(self.store.health())
+            if node is not None:
+                holds = any(one.alive for one in await in_time(self.store.nodes()) if one.id == node)
+        except Exception as error:
+            store = Health(False, f"the store does not answer: {limits.type_name(error)}")
+        return SupervisorHealth(
+            up=store.up and (not self._runs_queues or (self._lives and holds)),
+            store=replace(store, seconds=loop.time() - began),
+            is_running=self._lives,
+            node=node,
+            lease_holds=holds,
+            stuck=() if self._engine is None else self._engine.stuck,
+        )
+
+    @property
+    def _runs_queues(self) -> bool:
+        return False
 
     async def counts(self) -> Mapping[tuple[str, JobState], int]:
         """How many jobs each queue has in each state; nothing where there is none."""
@@ -144,7 +176,8 @@ class Operator(Producer):
     # --- changing ---
 
     async def cancel(self, job_id: Job[Any] | int) -> Job[Any]:
-        """End a waiting job at once; ask a running one to end, and cut it after 5 seconds.
+        """End a waiting job at once; ask a running one to end, and cut it after 5 seconds. A worker process is cut at
+        once.
 
         Raises:
             JobNotFound: there is none of this id.

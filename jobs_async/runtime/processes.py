@@ -91,10 +91,11 @@ class Processes:
         return _read(reply, job)
 
     async def _park(self, child: _Child) -> None:
-        """Keep it for the next job, as many as there can be at once; the limit of a queue may have come down."""
+        """Keep it for the next job, and of all that wait the last, as many as can run; a limit may have come down."""
         self._idle.append(child)
         room = 0 if self._is_closed else max(0, self._limit() - self._busy)
-        too_many, self._idle = self._idle[room:], self._idle[:room]
+        keep = len(self._idle) - room
+        too_many, self._idle = (self._idle[:keep], self._idle[keep:]) if keep > 0 else ([], self._idle)
         if too_many:
             await to_the_end(_end_all(too_many))
 

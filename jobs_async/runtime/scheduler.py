@@ -106,9 +106,8 @@ class Scheduler:
 
     async def _welcome(self, entry: CronEntry, since: datetime, now: datetime) -> None:
         """New here: fire the tick for which nobody was there, and write down that the entry is known now."""
-        late = LATEST - (now - since)  # the store may have been away since then
-        left = self._left.get(entry.series)  # by our own user's wish
-        missed = entry.latest(max(since - LATEST, left or since - LATEST), since, late)
+        until = self._left.get(entry.series, since)  # while it was taken away here, nothing was missed
+        missed = entry.latest(since - LATEST, until, LATEST - (now - until))
         if missed is not None and entry.catch_up == "latest":
             await self._fire(entry, Tick(entry.name, missed, late=entry.series))
         await self._host.insert_tick(None, Tick(entry.series, since))

@@ -109,6 +109,10 @@ class Supervisor(Registrar):
     # --- life time ---
 
     @property
+    def _runs_queues(self) -> bool:
+        return bool(self._queues)
+
+    @property
     def shutdown_report(self) -> ShutdownReport | None:
         """What the last stop left behind, whoever asked for it; None before the first."""
         return self._shutdown_report
@@ -255,7 +259,7 @@ class Supervisor(Registrar):
             async with asyncio.timeout(seconds):
                 return await self._drain_here(with_scheduled)
         except TimeoutError:
-            raise TimeoutError(f"the queues were not drained after {seconds:g} seconds; what is left, waits") from None
+            raise TimeoutError(f"the queues were not drained after {seconds} seconds; what is left, waits") from None
 
     async def _drain_here(self, with_scheduled: bool) -> DrainReport:
         stops = self._stops

@@ -6,6 +6,8 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from msgspec.structs import replace
+
 from jobs_async.core import binding, limits
 from jobs_async.core.errors import CronError, OptionError
 from jobs_async.core.job import WAITING, Job, JobState
@@ -126,7 +128,8 @@ class Harness(Supervisor):
             self._engine.look_around()
 
     async def fire_cron(self, name: str, at: datetime | None = None) -> Job[Any]:
-        """Enqueue the job of a cron entry as at its next tick, or at the given one, whether it was fired before or not.
+        """Enqueue the job of a cron entry as at its next tick, or at the given one, whether it was fired before or not;
+        it is due at once.
 
         Raises:
             CronError: there is no such entry here.
@@ -136,7 +139,8 @@ class Harness(Supervisor):
         if entry is None:
             raise CronError(f"no cron entry named {name!r} is registered here")
         tick = entry.next_after(self.clock.now()) if at is None else limits.instant(at, "at")
-        (job,) = await self._insert([entry.at_tick(self._decided(entry.draft), tick)])
+        new = entry.at_tick(self._decided(entry.draft), tick)
+        (job,) = await self._insert([replace(new, scheduled_at=None)])
         return await self.get(job)
 
     # --- running jobs ---

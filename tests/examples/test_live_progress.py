@@ -8,6 +8,8 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,12 @@ from jobs_async import JobState
 
 PATIENCE = 30.0
 Event = tuple[str, dict[str, Any]]
+
+
+@dataclass
+class Measured:
+    at: datetime
+    pages: int
 
 
 @asynccontextmanager
@@ -121,6 +129,20 @@ async def test_a_stream_that_will_see_no_end_is_closed(manner: str) -> None:
             else:
                 await live_progress.jobs.delete(job)
             assert [event async for event in stream] == []
+
+
+@live_progress.jobs.worker
+async def measure() -> Measured:
+    return Measured(datetime(2026, 1, 31, tzinfo=UTC), 7)
+
+
+async def test_a_result_that_is_no_plain_json_reaches_the_page() -> None:
+    async with serving() as client:
+        job = await measure.enqueue()
+        async with client.stream("GET", f"/jobs/{job.id}/events") as answer:
+            seen = [event async for event in events(answer)]
+    name, last = seen[-1]
+    assert (name, last["result"]) == ("end", {"at": "2026-01-31T00:00:00Z", "pages": 7})
 
 
 async def test_an_unknown_job_is_not_found() -> None:

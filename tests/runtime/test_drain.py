@@ -399,7 +399,7 @@ async def test_a_stop_that_meets_a_drain_is_a_stop(world: World) -> None:
     await as_long_as_it_takes(draining)
     assert isinstance(draining.exception(), StoreClosed)
     assert jobs.is_stopped
-    with pytest.raises(NotBound):
+    with pytest.raises(NotBound, match="is attached to no Supervisor"):
         await work.enqueue()
 
 

@@ -176,64 +176,6 @@ async def test_a_job_whose_process_died_is_run_again_in_another() -> None:
         assert await jobs.result(await pid.enqueue()) != before
 
 
-# --- what it leaves behind, and what it is told by others ---
-
-
-@worker(process=True, max_attempts=1, timeout_seconds=20)
-def forks_and_dies(note: str, how: str) -> None:
-    """As the OOM killer ends it, while what it has forked holds all that it held."""
-    if how == "fork":
-        other = os.fork()
-        if not other:
-            time.sleep(1000)
-    else:
-        forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
-        forked.start()
-        other = forked.pid or 0
-    Path(note).write_text(str(other))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("how", ["fork", "multiprocessing"])
-async def test_the_death_of_a_process_that_has_forked_is_noticed_at_once(how: str, tmp_path: Path) -> None:
-    note = tmp_path / "note"
-    try:
-        async with supervisor(workers=[forks_and_dies]) as jobs:
-            ended = await settled(jobs, await forks_and_dies.enqueue(str(note), how))
-        assert ended.last_error is not None
-        assert (ended.last_error.type, ended.last_error.error) == (
-            "ProcessDied",
-            "ProcessDied: its process was killed by SIGKILL",
-        )
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(int(note.read_text()), signal.SIGKILL)
-
-
-async def test_a_handler_that_is_asked_to_end_by_others_than_its_parent_goes_on(tmp_path: Path) -> None:
-    """As where a service manager tells all processes of a service at once, so that the parent lets jobs finish."""
-    gate = tmp_path / "gate"
-    async with supervisor() as jobs:
-        own = await jobs.result(await pid.enqueue())
-        job = await waits.enqueue(str(gate))
-        os.kill(own, signal.SIGTERM)
-        gate.touch()
-        assert await jobs.result(job) == own
-
-
-async def test_a_queue_that_was_scaled_down_keeps_as_few_processes(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    async with supervisor(queues={"default": 3}) as jobs:
-        stored = [await waits.enqueue(str(gate)) for _ in range(3)]
-        await asyncio.to_thread(poll, lambda: len(children()) == 3)
-        gate.touch()
-        for job in stored:
-            await jobs.result(job)
-        assert len(children()) == 3
-        await jobs.scale_queue("default", 1)
-        assert {await jobs.result(await pid.enqueue())} == children()
-
-
 async def test_what_is_not_json_completes_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     async with supervisor() as jobs:
         job = await jobs.wait(await no_json.enqueue())
@@ -293,6 +235,65 @@ async def a_job(draft: Draft[Any]) -> Job[Any]:
     """A record, for a handler to be run without a Supervisor."""
     async with Supervisor(queues={}) as producer:
         return await producer.enqueue(draft)
+
+
+# --- what it leaves behind, and what it is told by others ---
+
+
+@worker(process=True, max_attempts=1, timeout_seconds=20)
+def forks_and_dies(note: str, how: str) -> None:
+    """As the OOM killer ends it, while what it has forked holds all that it held."""
+    if how == "fork":
+        other = os.fork()
+        if not other:
+            time.sleep(1000)
+    else:
+        forked = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        forked.start()
+        other = forked.pid or 0
+    Path(note).write_text(str(other))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["fork", "multiprocessing"])
+async def test_the_death_of_a_process_that_has_forked_is_noticed_at_once(how: str, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    try:
+        async with supervisor(workers=[forks_and_dies]) as jobs:
+            ended = await settled(jobs, await forks_and_dies.enqueue(str(note), how))
+        assert ended.last_error is not None
+        assert (ended.last_error.type, ended.last_error.error) == (
+            "ProcessDied",
+            "ProcessDied: its process was killed by SIGKILL",
+        )
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(note.read_text()), signal.SIGKILL)
+
+
+async def test_a_handler_that_is_asked_to_end_by_others_than_its_parent_goes_on(tmp_path: Path) -> None:
+    """As where a service manager tells all processes of a service at once, so that the parent lets jobs finish."""
+    gate = tmp_path / "gate"
+    async with supervisor() as jobs:
+        own = await jobs.result(await pid.enqueue())
+        job = await waits.enqueue(str(gate))
+        os.kill(own, signal.SIGTERM)
+        gate.touch()
+        assert await jobs.result(job) == own
+
+
+async def test_a_queue_that_was_scaled_down_keeps_as_few_processes(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with supervisor(queues={"default": 3}) as jobs:
+        stored = [await waits.enqueue(str(gate)) for _ in range(3)]
+        await asyncio.to_thread(poll, lambda: len(children()) == 3)
+        gate.touch()
+        for job in stored:
+            await jobs.result(job)
+        assert len(children()) == 3
+        await jobs.scale_queue("default", 1)
+        await jobs.result(await pid.enqueue())
+        assert len(children()) == 1
 
 
 # --- what kills it ---

@@ -215,7 +215,7 @@ OPERATIONS: dict[str, tuple[Callable[[SqliteStore, FakeClock], Awaitable[None]],
     "find what is due": (find_what_is_due, ("jobs_async_claimable", "jobs_async_due")),
     "rescue stuck": (rescue_stuck, ("jobs_async_executing",)),
     "purge": (purge, ("jobs_async_ended",)),
-    "purge what is rare": (purge_what_is_rare, ("jobs_async_ended (state=? AND completed_at<?)",)),
+    "purge what is rare": (purge_what_is_rare, ("jobs_async_ended (state=?",)),
     "by id": (by_id, ("INTEGER PRIMARY KEY",)),
     "renew": (renew, ("jobs_async_executing",)),
 }

@@ -50,9 +50,8 @@ async def used_up(store: MemoryStore, clock: FakeClock) -> list[list[Job[Any]]]:
         await store.complete(job)
     for _ in range(ROOM):
         await store.insert([NewJob("filler", "{}")])
-        job = await store.claim("default")
-        assert job is not None
-        await store.complete(job)
+        (filler,) = (await store.fetch("default", 1, node=None)).jobs
+        await store.complete(filler)
     left = await store.select(JobQuery(states=[JobState.completed], worker="work"))
     return [[twin], list(claimed), left]
 

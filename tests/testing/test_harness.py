@@ -696,8 +696,6 @@ async def test_a_worker_that_comes_up_in_the_block_is_run_here() -> None:
 LEFT_TO_THE_APPLICATION = {
     "enqueue": "goes through enqueue_many",
     "result": "goes through wait",
-    "queues": "asks the store, which is the other's",
-    "nodes": "asks the store, which is the other's",
     "start": "does nothing",
     "stop": "does nothing",
     "run": "goes through start and stop",
@@ -713,6 +711,7 @@ LEFT_TO_THE_APPLICATION = {
     "is_stopped": "is about its own life",
     "shutdown_report": "is about its own life",
     "stuck": "is about its own life",
+    "node": "is about its own life",
 }
 """What is not taken over, and why it need not be."""
 

@@ -25,9 +25,8 @@ async def test_an_entry_of_the_application_is_fired_by_hand_as_at_its_next_tick_
     with Harness(stands_in_for=app) as jobs:
         tick = app.crons["nightly"].next_after(jobs.clock.now())
         job = await jobs.fire_cron("nightly")
-        assert (job.meta["cron"], job.tags, job.scheduled_at) == ("nightly", ("night",), tick)
-        jobs.advance((tick - jobs.clock.now()).total_seconds())
-        await jobs.drain()
+        assert (job.meta["cron"], job.tags) == ("nightly", ("night",))
+        assert (await jobs.drain()).completed == 1
         assert await jobs.result(job) == tick.isoformat()
         again = await jobs.fire_cron("nightly", at=datetime(2026, 7, 1, tzinfo=UTC))
         assert (await jobs.run_one(again)).result == "2026-07-01T00:00:00+00:00"
