@@ -7,11 +7,10 @@ import logging
 import threading
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
 
 from jobs_async.core import limits
 from jobs_async.core.context import current
@@ -29,7 +28,7 @@ from jobs_async.core.instrument import Instrument
 from jobs_async.core.job import Job
 from jobs_async.core.query import MAX_PAGE
 from jobs_async.core.records import Record, records_of
-from jobs_async.observe.logs import clean, exception_of, instant_of, message_of
+from jobs_async.observe.attempts import Attempt, AttemptLog, Key, line_of
 from jobs_async.telemetry import QueueHandler
 
 if TYPE_CHECKING:
@@ -43,10 +42,6 @@ KIND = "attempt_log"
 """The kind of the records."""
 MAX_LINES, MAX_BYTES = 10_000, 131_072
 """What an attempt may be allowed at most: as JSON it fits into a record, whatever characters it is made of."""
-MAX_LINE_BYTES = 8_192
-"""Where a single line is cut, so that no line pushes out all others."""
-LINE_COST = 64
-"""Bytes a line counts beside its text and the name of its logger."""
 MAX_ATTEMPTS = 1_000
 """Attempts whose lines are in memory; beyond that the oldest is forgotten."""
 BATCH = 16
@@ -60,31 +55,6 @@ MAX_ID = 2**63 - 1
 
 ENDINGS = (JobCompleted, JobFailed, JobDiscarded, JobCancelled, JobSnoozed, JobInterrupted, StaleSettlement)
 """Events after which an attempt has no more to say."""
-
-Key = tuple[int, int]
-"""The id of a job and its claim, which no two attempts share."""
-
-
-class LogLine(Struct, frozen=True, array_like=True):
-    """One log line; an exception's traceback is part of its text."""
-
-    at: datetime
-    level: str
-    logger: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.at:%Y-%m-%d %H:%M:%S}Z {self.level:<7} {self.logger} {self.text}"
-
-
-class AttemptLog(Struct, frozen=True):
-    """The last lines of one attempt, oldest first, and how many came before them and are dropped."""
-
-    job_id: int
-    attempt: int
-    claim: int
-    lines: tuple[LogLine, ...]
-    dropped: int = 0
 
 
 class CapturedLogs(Instrument):
@@ -130,7 +100,7 @@ class CapturedLogs(Instrument):
         self._logger = logging.getLogger(logger)
         self._tap = _Tap(self._hear, level)
         self._closed = False
-        self._attempts: dict[Key, _Attempt] = {}
+        self._attempts: dict[Key, Attempt] = {}
         self._ended: deque[Key] = deque()
         self._changing = threading.RLock()  # a finalizer that logs may come in between
         self._background = QueueHandler(self._write)
@@ -160,7 +130,7 @@ class CapturedLogs(Instrument):
         such as the traceback of a failure, are among them.
         """
         if not self._closed:
-            attempt = _Attempt(ctx.job.id, ctx.attempt, ctx.job.claim, self._lines, self._bytes)
+            attempt = Attempt(ctx.job.id, ctx.attempt, ctx.job.claim, self._lines, self._bytes)
             with self._changing:
                 while len(self._attempts) >= MAX_ATTEMPTS:
                     oldest = self._attempts.pop(next(iter(self._attempts)))
@@ -175,7 +145,7 @@ class CapturedLogs(Instrument):
         if ctx is not None and not self._closed:
             attempt = self._attempts.get((ctx.job.id, ctx.job.claim))
             if attempt is not None and not attempt.is_over:
-                line = _line_of(record, self._bytes)
+                line = line_of(record, self._bytes)
                 with self._changing:
                     attempt.add(line)
 
@@ -271,41 +241,6 @@ def _name(key: Key) -> str:
     return f"{job_id:020d}/{claim:010d}"
 
 
-class _Attempt:
-    """The last lines of an attempt, within bounds."""
-
-    __slots__ = ("_bytes", "_kept", "_left", "_max_lines", "attempt", "claim", "dropped", "is_over", "job_id")
-
-    def __init__(self, job_id: int, attempt: int, claim: int, lines: int, room: int) -> None:
-        self.job_id, self.attempt, self.claim = job_id, attempt, claim
-        self.is_over = False
-        self.dropped = 0
-        self._kept: deque[tuple[LogLine, int]] = deque()
-        self._max_lines = lines
-        self._left = room
-
-    @property
-    def key(self) -> Key:
-        return self.job_id, self.claim
-
-    @property
-    def has_lines(self) -> bool:
-        return bool(self._kept)
-
-    def add(self, line: LogLine) -> None:
-        cost = _size(line)
-        self._kept.append((line, cost))
-        self._left -= cost
-        while self._left < 0 or len(self._kept) > self._max_lines:
-            _, given_back = self._kept.popleft()
-            self._left += given_back
-            self.dropped += 1
-
-    def log(self) -> AttemptLog:
-        lines = tuple(line for line, _ in self._kept)
-        return AttemptLog(self.job_id, self.attempt, self.claim, lines, self.dropped)
-
-
 class _Tap(logging.Handler):
     """Passes records on, each thread one at a time: what is logged on the way is not captured.
 
@@ -344,23 +279,3 @@ class _Tap(logging.Handler):
                 return False
             logger = logger.parent if logger.propagate else None
         return True
-
-
-def _line_of(record: logging.LogRecord, room: int) -> LogLine:
-    """A record as it is kept."""
-    exception = exception_of(record)
-    text = message_of(record) + ("\n" + exception if exception else "")
-    logger, level = _cut(clean(record.name), 64), _cut(clean(record.levelname), 32)
-    return LogLine(instant_of(record), level, logger, _cut(text, min(MAX_LINE_BYTES, room - LINE_COST - 96)))
-
-
-def _cut(text: str, size: int) -> str:
-    """At most so many bytes of UTF-8."""
-    if len(text) <= size // 4:
-        return text
-    data = text.encode()
-    return text if len(data) <= size else data[: size - 3].decode(errors="ignore") + "…"
-
-
-def _size(line: LogLine) -> int:
-    return LINE_COST + len(line.level.encode()) + len(line.logger.encode()) + len(line.text.encode())

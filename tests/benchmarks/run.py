@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jobs_async import Draft, MemoryStore, SqliteStore, Store, Supervisor
 from tests.benchmarks import limits as raw
+from tests.benchmarks.observers import OBSERVERS
 
 MEMORY_JOBS, SQLITE_JOBS, SOAK_JOBS = 30_000, 10_000, 1_000_000
 
@@ -160,13 +161,19 @@ def _rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def measure(name: str, rounds: int) -> dict[str, object]:
+    if name in OBSERVERS:
+        return OBSERVERS[name](rounds)
+    return soak(SOAK_JOBS) if name == "memory-soak" else compare(name, rounds)
+
+
 def main() -> None:
+    every = [*WORKLOADS, *OBSERVERS, "memory-soak"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"{', '.join([*WORKLOADS, 'memory-soak'])}")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(every))
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
-    names = chosen.workloads or [*WORKLOADS, "memory-soak"]
-    results = [soak(SOAK_JOBS) if name == "memory-soak" else compare(name, chosen.rounds) for name in names]
+    results = [measure(name, chosen.rounds) for name in chosen.workloads or every]
     machine = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "machine": platform.machine()}
     print(json.dumps({**machine, "results": results}, indent=2))
 

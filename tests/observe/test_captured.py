@@ -32,13 +32,12 @@ from jobs_async.core.codec import MAX_BYTES as RECORD_BYTES
 from jobs_async.core.context import current
 from jobs_async.core.records import Record
 from jobs_async.observe import captured as module
+from jobs_async.observe.attempts import MAX_LINE_BYTES, AttemptLog
 from jobs_async.observe.captured import (
     KIND,
     MAX_ATTEMPTS,
     MAX_BYTES,
-    MAX_LINE_BYTES,
     MAX_LINES,
-    AttemptLog,
     CapturedLogs,
 )
 from jobs_async.telemetry import background
