@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 import structlog
+from msgspec import defstruct
 from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
@@ -59,8 +60,10 @@ from tests.runtime.support import World, now, virtual
 
 GUARD = 5000.0
 """Virtual seconds after which a job is taken for lost."""
-STOP_SECONDS = 6.0
-"""How long a stop may take that has no job to wait for, whatever hangs."""
+STOP_SECONDS = 2.0
+"""How long a stop may take that has no job to wait for: a second for those who hold events back, and what it is itself
+held up by those who block the loop.
+"""
 THREAD_SECONDS = 30.0
 """Seconds after which a thread that hangs gives up, should nobody release it."""
 EXTRA = "extra"
@@ -406,13 +409,14 @@ def queue_handler_with_a_thread(behind: Behind, monkeypatch: pytest.MonkeyPatch)
     return Placed(handlers=[QueueHandler(behind.in_a_thread)])
 
 
-def logging_handler(behind: Behind, _monkeypatch: pytest.MonkeyPatch) -> Placed:
+def logging_handler(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> Placed:
     class Output(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             behind(record)
 
-    logger = logging.Logger("events", logging.INFO)
-    logger.addHandler(Output())
+    logger = log.getChild("events")
+    monkeypatch.setattr(logger, "handlers", [Output()])
+    monkeypatch.setattr(logger, "propagate", False)
     return Placed(handlers=[LoggingHandler(logger)])
 
 
@@ -474,7 +478,7 @@ def trade(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             took = await shop.trade()
             await behind.release()
             await shop.check()
-            assert behind.met, "the fault was never met"
+            assert behind.met > (fault is raises), "a fault is met, and after a failure it is tried again"
             assert took <= STOP_SECONDS
 
         before = set(threading.enumerate())
@@ -510,7 +514,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counting(kind: type[Event]) -> type[Event]:
         members = {"__post_init__": lambda self: made.append(self.type), "__module__": kind.__module__}
-        return cast("type[Event]", type(kind)(kind.__name__, (kind,), members, frozen=True, kw_only=True))
+        return cast(
+            "type[Event]", defstruct(kind.__name__, [], bases=(kind,), namespace=members, frozen=True, kw_only=True)
+        )
 
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "jobs_async"]:
         for name, kind in list(vars(module).items()):
