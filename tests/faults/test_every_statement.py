@@ -32,6 +32,7 @@ TRIES = 4
 AUTOCOMMIT = ["COMMIT", "insert", "claim", "end", "apply", "delete"]
 UNUSED = {"purge", "spend_tick", "link_tick", "forget_ticks", "prolong_node"}
 UNUSED |= {"is_orphaned", "is_due", "is_due_in", "has_tags", "has_args"}  # parts of questions
+UNUSED |= {"put_record", "get_records", "drop_records"}  # not of jobs
 """What a Supervisor does not ask for, what only its watchdog does, and a piece of others."""
 
 ANYWHERE: dict[str, Kind] = {

@@ -19,6 +19,8 @@ from tests.runtime.support import World, now, virtual
 
 HOUR, DAY, YEARS = 3600.0, 86_400.0, 10 * 365 * 86_400.0
 COMPLETED, DISCARDED, CANCELLED = JobState.completed, JobState.discarded, JobState.cancelled
+CALM: dict[str, Any] = {"heartbeat": HOUR, "lease": 4 * HOUR, "poll_interval": HOUR, "rescue_interval": HOUR}
+"""A Supervisor that does little beside what is tested, for days."""
 LOOK = PRUNE_EVERY + 1
 """Seconds in which every Supervisor looks once."""
 
@@ -61,7 +63,7 @@ async def counts(store: MemoryStore) -> dict[str, int]:
 async def test_each_state_is_kept_for_its_own_time_and_what_is_not_named_for_ever(world: World) -> None:
     for state in (COMPLETED, DISCARDED, CANCELLED):
         await end(world.store, state, 3)
-    async with world.supervisor(retention={COMPLETED: HOUR, DISCARDED: timedelta(days=1)}):
+    async with world.supervisor(retention={COMPLETED: HOUR, DISCARDED: timedelta(days=1)}, **CALM):
         await asyncio.sleep(HOUR - 1)
         assert await counts(world.store) == {"completed": 3, "discarded": 3, "cancelled": 3}
         await asyncio.sleep(LOOK)
@@ -109,15 +111,15 @@ async def test_it_needs_no_queues(world: World) -> None:
 async def test_by_default_everything_is_kept(world: World) -> None:
     store = Counting(world)
     await end(store)
-    async with world.supervisor(store, heartbeat=HOUR, lease=4 * HOUR, poll_interval=HOUR):
-        await asyncio.sleep(10 * DAY)
+    async with world.supervisor(store, **CALM):
+        await asyncio.sleep(3 * DAY)
         assert await counts(store) == {"completed": 1}
     assert store.purges == []
 
 
 @virtual
 async def test_live_jobs_are_never_touched_however_old(world: World) -> None:
-    async with world.supervisor(retention=1, heartbeat=HOUR, lease=4 * HOUR, poll_interval=HOUR) as jobs:
+    async with world.supervisor(retention=1, **CALM) as jobs:
         held = asyncio.Event()
 
         @jobs.worker(timeout_seconds=None)
@@ -132,7 +134,7 @@ async def test_live_jobs_are_never_touched_however_old(world: World) -> None:
         claimed = await world.store.claim("other")
         assert claimed is not None
         await world.store.fail(claimed, "later", retry_in=YEARS)
-        await asyncio.sleep(10 * DAY)
+        await asyncio.sleep(3 * DAY)
         assert await counts(world.store) == {"available": 1, "executing": 1, "retryable": 1, "scheduled": 1}
         assert (await jobs.get(failed)).state is JobState.retryable
         held.set()

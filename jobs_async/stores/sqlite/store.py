@@ -160,6 +160,10 @@ class SqliteStore(SqliteRecords, Store):
             except asyncio.CancelledError:
                 await self._give_up_search()
                 raise
+            except StoreError as error:
+                if self._writer is None:  # given up by the close
+                    raise self._not_open() from error
+                raise
 
     async def _give_up_search(self) -> None:
         if self._search_connection is not None:
