@@ -55,8 +55,8 @@ async def test_time_passes_for_a_harness_that_is_started_and_its_handlers_go_on(
         job = await long.enqueue()
         later = await tick.options(delay=HOUR).enqueue()
         await begun.wait()
-        tick = jobs.crons["hourly"].next_after(jobs.clock.now() + timedelta(hours=1))
-        jobs.advance((tick - jobs.clock.now()).total_seconds() + 1)
+        later_tick = jobs.crons["hourly"].next_after(jobs.clock.now() + timedelta(hours=1))
+        jobs.advance((later_tick - jobs.clock.now()).total_seconds() + 1)
         assert (await jobs.wait(later)).state is JobState.completed
         while not [one for one in await jobs.find() if one.meta.get("cron") == "hourly"]:
             await asyncio.sleep(0.01)
