@@ -22,7 +22,6 @@ class Record(Struct, frozen=True):
 
     Raises:
         OptionError: the kind or the key is no name.
-        ArgsError: the value is not JSON any reader can load, or longer than 1 MiB.
     """
 
     kind: str
@@ -36,7 +35,12 @@ class Record(Struct, frozen=True):
 
     @classmethod
     def of(cls, kind: str, key: str, value: object) -> Record:
-        """A record of any JSON value."""
+        """A record of any JSON value.
+
+        Raises:
+            ArgsError: it is not JSON any reader can load, or longer than 1 MiB.
+            OptionError: the kind or the key is no name.
+        """
         return cls(kind, key, codec.dumps(value, "record"))
 
     @property

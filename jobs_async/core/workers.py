@@ -15,7 +15,6 @@ from typing import (
     Concatenate,
     Generic,
     Literal,
-    NamedTuple,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -25,11 +24,12 @@ from typing import (
 )
 
 from jobs_async.core import binding, codec, limits
-from jobs_async.core.annotations import Hints, Unresolved, layers
+from jobs_async.core.annotations import Hints, layers
 from jobs_async.core.arguments import Arguments, Result
 from jobs_async.core.binding import Bindable, Host
 from jobs_async.core.errors import OptionError, UnreadableArgs, WorkerError
 from jobs_async.core.options import NO_OPTIONS, Draft, EnqueueOptions, JobOptions, JobOpts, WorkerOptions
+from jobs_async.core.places import check_for_process, place_of
 from jobs_async.core.retry import DEFAULT_STRATEGY, RetryStrategy
 
 if TYPE_CHECKING:
@@ -124,14 +124,6 @@ class WorkerDef(Bindable):
         return f"{type(self).__name__}({self.name!r})"
 
 
-class Place(NamedTuple):
-    """Where another process finds a worker: a name in a module, or in the file that the program was started with."""
-
-    module: str
-    name: str
-    program: str | None = None
-
-
 class Enqueuer(Generic[P, C_co]):
     """A worker to enqueue, perhaps with options and a Supervisor chosen: what `.options()` and `.on()` return.
 
@@ -218,29 +210,10 @@ class _TypedWorker(Enqueuer[P, C_co], WorkerDef):
         wrapper: Any = self
         functools.update_wrapper(wrapper, fn, updated=())  # never its __dict__: `name` and `opts` are ours
         if given.process:
-            self._check_for_process(fn)
+            check_for_process(fn, self.name, is_async=self.is_async, takes_context=self._takes_context)
             self.process = True
         if sys.version_info >= (3, 12) and self.is_async:
             inspect.markcoroutinefunction(self)
-
-    def _check_for_process(self, fn: Any) -> None:
-        """Only what another process can find by its name, and call without us, can run there."""
-        path = getattr(fn, "__qualname__", "")
-        if self.is_async:
-            problem = "an async function; an event loop runs those, write it with `def`"
-        elif self._takes_context:
-            problem = "given a context, which stays in the process of the Supervisor; leave context=True out"
-        elif "<lambda>" in path:
-            problem = "a lambda; give it a `def` of its own"
-        elif "<locals>" in path:
-            problem = "defined inside a function; move it to the top level of its module"
-        elif "." in path:
-            problem = "defined in a class; move it to the top level of its module"
-        elif not path or not isinstance(getattr(fn, "__module__", None), str):
-            problem = f"made of a {limits.type_name(fn)}; give it a `def` of its own"
-        else:
-            return
-        raise WorkerError(f"{self.name}: process=True is for what a process can find by its name; this is {problem}")
 
     def __set_name__(self, owner: type, name: str) -> None:
         if getattr(layers(self._handler)[-1], "__qualname__", "") == f"{owner.__qualname__}.{name}":
@@ -425,30 +398,6 @@ def _look_at(fn: Any, name: str) -> bool:
     if inspect.isgeneratorfunction(fn) or any(map(inspect.isasyncgenfunction, (fn, *hidden))):
         raise WorkerError(f"{name}: a generator cannot be a worker, for nothing would run its body; return a value")
     return is_async
-
-
-def place_of(worker: WorkerDef) -> Place:
-    """Where a worker process finds this worker, which was made with `process=True`.
-
-    Raises:
-        WorkerError: it would find something else there, or nothing. `Unresolved`, as long as that can still change.
-    """
-    home, name = worker.__module__, str(getattr(worker, "__qualname__", ""))
-    module = sys.modules.get(home)
-    if getattr(module, name, None) is not worker:
-        raise Unresolved(
-            f"{worker.name}: a process would look for it as {home}.{name} and not find it there; "
-            f"bind the worker to that name, as @worker(process=True) above `def {name}` does"
-        )
-    if home != "__main__":
-        return Place(home, name)
-    spec_name = getattr(getattr(module, "__spec__", None), "name", "__main__")
-    if spec_name != "__main__":  # python -m
-        return Place(spec_name, name)
-    program = getattr(module, "__file__", None)
-    if program is None:
-        raise WorkerError(f"{worker.name}: a process cannot load what was typed into a session; put it into a module")
-    return Place(home, name, program)
 
 
 def _parsed(args_json: str, name: str) -> Any:

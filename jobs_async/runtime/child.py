@@ -23,7 +23,8 @@ from msgspec import Struct
 
 from jobs_async.core.errors import ArgsError, UnreadableArgs
 from jobs_async.core.outcome import Cancel, Discard, Failure, Snooze, storable
-from jobs_async.core.workers import Place, WorkerDef
+from jobs_async.core.places import Place
+from jobs_async.core.workers import WorkerDef
 from jobs_async.runtime.failures import failure_of
 
 if TYPE_CHECKING:

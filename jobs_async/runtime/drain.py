@@ -31,6 +31,14 @@ AGAIN = 0.05
 MAX_PAUSE = 1.0
 """Seconds between two questions to a store that is away, at most."""
 
+_ENDS = {
+    JobState.completed: "completed",
+    JobState.retryable: "failed",
+    JobState.discarded: "discarded",
+    JobState.cancelled: "cancelled",
+}
+"""What a report calls the end of a run."""
+
 logger = logging.getLogger("jobs_async")
 
 
@@ -147,11 +155,3 @@ def _end(step: Transition) -> str:
     if step.target is JobState.scheduled:
         return "snoozed" if step.snoozed else ""
     return _ENDS.get(step.target, "")
-
-
-_ENDS = {
-    JobState.completed: "completed",
-    JobState.retryable: "failed",
-    JobState.discarded: "discarded",
-    JobState.cancelled: "cancelled",
-}

@@ -24,7 +24,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from jobs_async.core.errors import WorkerError
 from jobs_async.core.outcome import Cancel, Failure, Snooze
-from jobs_async.core.workers import place_of
+from jobs_async.core.places import place_of
 from jobs_async.runtime.child import (
     HEAD,
     Cancelling,

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from jobs_async import Job, JobCompleted, JobState, JobStuck, OptionError, Supervisor, Telemetry, WorkerError, worker
 from jobs_async.core.options import Draft
-from jobs_async.core.workers import Place, place_of
+from jobs_async.core.places import Place, place_of
 from jobs_async.runtime.processes import Processes
 from tests.runtime.programs import hard_work
 from tests.runtime.programs.hard_work import echo, ends, goes_on, hands_over, leads_a_group, no_json, pid, speaks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from jobs_async.core.query import MAX_PAGE
@@ -24,14 +25,14 @@ class SqliteRecords:
 
     _clock: Clock
 
-    def _open_writer(self) -> Writer:
-        raise NotImplementedError
+    @abstractmethod
+    def _open_writer(self) -> Writer: ...
 
-    async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
-        raise NotImplementedError
+    @abstractmethod
+    async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]: ...
 
-    async def _change(self, statement: str, params: dict[str, Any]) -> list[Row]:
-        raise NotImplementedError
+    @abstractmethod
+    async def _change(self, statement: str, params: dict[str, Any]) -> list[Row]: ...
 
     async def put_records(self, records: Sequence[Record], *, only_new: bool = False) -> list[bool]:
         if not records:
