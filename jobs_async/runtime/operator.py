@@ -77,10 +77,7 @@ class Operator(Producer):
         loop = asyncio.get_running_loop()
         began, node, holds = loop.time(), self.node, False
         try:
-            await self._ensure_open()
-            store = await in_time(self.store.health())
-            if node is not None:
-                holds = any(one.alive for one in await in_time(self.store.nodes()) if one.id == node)
+            store, holds = await in_time(self._ask_how_it_is(node))
         except Exception as error:
             store = Health(False, f"the store does not answer: {limits.type_name(error)}")
         return SupervisorHealth(
@@ -91,6 +88,13 @@ class Operator(Producer):
             lease_holds=holds,
             stuck=() if self._engine is None else self._engine.stuck,
         )
+
+    async def _ask_how_it_is(self, node: str | None) -> tuple[Health, bool]:
+        """How the store is, and whether it takes this node for alive."""
+        await self._ensure_open()
+        store = await self.store.health()
+        holds = store.up and node is not None and any(one.alive for one in await self.store.nodes() if one.id == node)
+        return store, holds
 
     @property
     def _runs_queues(self) -> bool:

@@ -15,6 +15,7 @@ from jobs_async.observe import Observability, ObservedStore, StoreCall
 from jobs_async.testing import FakeClock
 from jobs_async.testing.conformance import CHECKS, Check
 from jobs_async.testing.faults import Fault, FaultyStore, at_call
+from tests.runtime.support import World, virtual
 
 GUARD = 20.0
 
@@ -145,3 +146,17 @@ async def test_a_store_that_fails_is_told_by_the_kind_of_its_error_alone() -> No
     assert (health.up, health.detail) == (False, "the store does not answer: ConnectionError")
     whole = await Supervisor(ill, queues={}).health()
     assert (whole.up, whole.store.detail) == (False, "the store does not answer: ConnectionError")
+
+
+@virtual
+async def test_health_answers_within_the_time_of_one_call_however_many_hang(world: World) -> None:
+    hangs: set[str] = set()
+    store = FaultyStore(world.store, lambda _call, what: Fault(before=9.0) if what in hangs else None)
+    async with world.supervisor(store) as jobs:
+        hangs |= {"queues", "nodes"}
+        began = asyncio.get_running_loop().time()
+        health = await jobs.health()
+        assert asyncio.get_running_loop().time() - began <= 11
+        assert (health.up, health.store.detail) == (False, "the store does not answer: StoreTimeout")
+        hangs.clear()
+        assert (await jobs.health()).up
