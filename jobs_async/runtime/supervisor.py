@@ -247,8 +247,8 @@ class Supervisor(Registrar):
 
         Raises:
             OptionError: this Supervisor runs no queues, or it was called from a job here, whose end it would wait for.
-            TimeoutError: `timeout` seconds have passed. A running Supervisor goes on; one that was not started ends as by
-                a stop, which may take `shutdown_timeout` more.
+            TimeoutError: `timeout` seconds have passed. A running Supervisor goes on; one that was not started ends as
+                by a stop, which may take `shutdown_timeout` more.
             StoreClosed: this Supervisor was stopped meanwhile.
         """
         if not self._queues:
