@@ -243,12 +243,12 @@ class Supervisor(Registrar):
 
         A running Supervisor goes on as before. One that was not started runs for as long as this takes, fires no cron
         ticks and keeps its store open. Paused queues do not count, nor do jobs whose time has not come:
-        `with_scheduled` brings those forward, each once an attempt.
+        `with_scheduled` brings those forward, each once an attempt. After a timeout a running Supervisor goes on; one
+        that was not started ends as by a stop, which may take `shutdown_timeout` more.
 
         Raises:
             OptionError: this Supervisor runs no queues, or it was called from a job here, whose end it would wait for.
-            TimeoutError: `timeout` seconds have passed. A running Supervisor goes on; one that was not started ends as
-                by a stop, which may take `shutdown_timeout` more.
+            TimeoutError: `timeout` seconds have passed.
             StoreClosed: this Supervisor was stopped meanwhile.
         """
         if not self._queues:
