@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jobs_async.stores.sqlite.select import SQL
-from jobs_async.stores.sqlite.writer import Session
+from jobs_async.stores.sqlite.writer import SQL, Session
 
 Do = Callable[[], Awaitable[Any]]
 Fault = Callable[[Do], Awaitable[Any]]

@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -23,16 +22,14 @@ from hypothesis.stateful import run_state_machine_as_test
 from jobs_async.core import lifecycle
 from jobs_async.core.job import Job
 from jobs_async.core.store import Store
-from jobs_async.stores import sql
 from jobs_async.stores.memory import MemoryStore
-from jobs_async.stores.sqlite import SqliteStore, work
-from jobs_async.stores.sqlite import store as sqlite_store
+from jobs_async.stores.sqlite import SqliteStore
+from jobs_async.stores.sqlite.writer import SQL
 from jobs_async.testing import FakeClock
 from jobs_async.testing.conformance import CHECKS, Check
 from jobs_async.testing.machine import store_machine
 
-PACKAGE = "jobs_async.stores.sqlite"
-STATEMENTS = sql.statements(PACKAGE)
+STATEMENTS = dict(SQL)
 
 EQUIVALENT = {
     # implied by the comparison of the first characters; leads to the keys' order
@@ -132,21 +129,6 @@ async def _survives(make: Make, checks: list[Check]) -> bool:
     return True
 
 
-def _replace_everywhere(monkeypatch: pytest.MonkeyPatch, modules: list[ModuleType], old: str, new: str) -> int:
-    """Give modules another text wherever they hold this one: as a constant, or in a mapping of statements."""
-    hits = 0
-    for module in modules:
-        for name, value in list(vars(module).items()):
-            if value == old:
-                monkeypatch.setattr(module, name, new)
-                hits += 1
-            elif isinstance(value, dict) and old in [v for v in value.values() if isinstance(v, str)]:
-                for key in [key for key, text in value.items() if text == old]:
-                    monkeypatch.setitem(value, key, new)
-                    hits += 1
-    return hits
-
-
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[Make]:
     """A new file for each check, in memory where the system has such a folder."""
@@ -168,7 +150,7 @@ async def test_sqlite_needs_each_term(
     name: str, term: str, mutant: str, sqlite: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = await _sound(sqlite, "sqlite")
-    assert _replace_everywhere(monkeypatch, [work, sqlite_store], STATEMENTS[name], mutant)
+    monkeypatch.setitem(SQL, name, mutant)
     survives = await _survives(sqlite, _ordered(sound, name))
     assert survives is ((name, term) in EQUIVALENT), f"{name!r} works as well without {term!r}"
 

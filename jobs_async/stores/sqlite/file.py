@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import weakref
 from contextlib import closing, suppress
+from pathlib import Path
 
 import aiosqlite
 
 from jobs_async.clock import stopwatch
-from jobs_async.core.errors import SchemaError
+from jobs_async.core.errors import SchemaError, StoreBusy, StoreError
 from jobs_async.stores.sql import migrations, split
 from jobs_async.stores.sqlite.writer import BUSY_WAIT, PATIENCE, Session, is_busy
 
@@ -24,6 +26,12 @@ _MIGRATIONS = """
 CREATE TABLE IF NOT EXISTS jobs_async_migrations (version INTEGER NOT NULL PRIMARY KEY, applied_at TEXT NOT NULL) STRICT
 """
 _APPLIED = "INSERT INTO jobs_async_migrations VALUES (:version, datetime('now'))"
+_IS_THERE = "SELECT 1 FROM sqlite_schema WHERE name = 'jobs_async_migrations'"
+_VERSION = "SELECT coalesce(max(version), 0) FROM jobs_async_migrations"
+_KNOWN = migrations("jobs_async.stores.sqlite")
+NEWEST = _KNOWN[-1][0]
+"""The number of the last migration this version of the package knows."""
+OPEN_ADVICE = "open the Supervisor before you begin a transaction of your own"
 
 
 async def connect(path: str) -> aiosqlite.Connection:
@@ -56,41 +64,72 @@ async def disconnect(*connections: aiosqlite.Connection | None) -> None:
                 await connection.close()
 
 
-async def migrate(connection: aiosqlite.Connection) -> None:
-    """Bring the schema up to date, once however many processes open the file at the same time.
+def unopened(path: str, error: sqlite3.Error) -> StoreError:
+    """What is raised where a file cannot be opened or made ready."""
+    if is_busy(error):
+        return StoreBusy(f"{path!r} cannot be made ready: {error}; {OPEN_ADVICE}")
+    return StoreError(f"cannot open {path!r}: {error}")
+
+
+async def migrate(connection: aiosqlite.Connection) -> list[int]:
+    """Bring the schema up to date, once however many processes open the file at the same time; what was applied.
 
     Raises:
         SchemaError: the file was written by a newer version of this package.
     """
-    session, known = Session(connection), migrations("jobs_async.stores.sqlite")
-    if await _version(session) == known[-1][0]:
-        return  # as nearly always, and without a lock
+    session = Session(connection)
+    if await _version(session) == NEWEST:
+        return []  # as nearly always, and without a lock
     await _patiently(session, "BEGIN IMMEDIATE")
     try:
         await session.rows(_MIGRATIONS)
         version = await _version(session)
-        if version > known[-1][0]:
-            raise SchemaError(
-                f"the file has schema {version}, this version knows up to {known[-1][0]}: upgrade jobs_async"
-            )
-        for number, script in known:
-            if number > version:
-                for statement in split(script):
-                    await session.rows(statement)
-                await session.rows(_APPLIED, {"version": number})
+        if version > NEWEST:
+            raise SchemaError(f"the file has schema {version}, this version knows up to {NEWEST}: upgrade jobs_async")
+        missing = [(number, text) for number, text in _KNOWN if number > version]
+        for number, text in missing:
+            for statement in split(text):
+                await session.rows(statement)
+            await session.rows(_APPLIED, {"version": number})
         await session.rows("COMMIT")
     except BaseException:
         if connection.in_transaction:
             await session.rows("ROLLBACK")
         raise
+    return [number for number, _ in missing]
 
 
 async def _version(session: Session) -> int:
     """Of the schema; 0 of a file that has none yet."""
-    if not await session.rows("SELECT 1 FROM sqlite_schema WHERE name = 'jobs_async_migrations'"):
+    if not await session.rows(_IS_THERE):
         return 0
-    ((version,),) = await session.rows("SELECT coalesce(max(version), 0) FROM jobs_async_migrations")
+    ((version,),) = await session.rows(_VERSION)
     return int(version)
+
+
+def stored_version(path: str) -> int:
+    """As `_version`, without making anything ready; waits a quarter of a second at most."""
+    if not os.path.exists(path):
+        return 0
+    address = Path(path).absolute().as_uri() + "?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=BUSY_WAIT)) as connection:
+        if not connection.execute(_IS_THERE).fetchall():
+            return 0
+        ((version,),) = connection.execute(_VERSION).fetchall()
+        return int(version)
+
+
+def script(since: int) -> str:
+    """What `migrate` does to a file at version `since`, for SQLite's own shell; empty where it does nothing."""
+    missing = [(number, text) for number, text in _KNOWN if number > since]
+    if not missing:
+        return ""
+    parts = [f"-- migration {number}\n\n{text.strip()}\n\n{_noted(number)};" for number, text in missing]
+    return "\n\n".join(["BEGIN IMMEDIATE;", _MIGRATIONS.strip() + ";", *parts, "COMMIT;"]) + "\n"
+
+
+def _noted(number: int) -> str:
+    return _APPLIED.replace(":version", str(number))
 
 
 async def _patiently(session: Session, sql: str) -> None:

@@ -7,12 +7,12 @@ import os
 import sqlite3
 import weakref
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiosqlite
 
 from jobs_async.core.errors import OptionError, SchemaError, StoreBusy, StoreError
-from jobs_async.stores.sqlite import work
+from jobs_async.stores import work
 from jobs_async.stores.sqlite.writer import Row, Session, is_busy
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs_async.core.job import Job
     from jobs_async.core.options import NewJob
     from jobs_async.core.store import Tick
+    from jobs_async.stores.session import Params
 
 _locks: weakref.WeakKeyDictionary[aiosqlite.Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
 """One insert at a time on a connection, for its steps must not mix with another's."""
@@ -30,10 +31,10 @@ _locks: weakref.WeakKeyDictionary[aiosqlite.Connection, asyncio.Lock] = weakref.
 class Guest(Session):
     """A session that leaves the application's row factory alone."""
 
-    async def rows(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
+    async def rows(self, sql: str, params: Params | Sequence[Any] = ()) -> list[Row]:
         async with self._connection.cursor() as cursor:
             cursor.row_factory = None
-            await cursor.execute(sql, params)
+            await cursor.execute(sql, cast("Any", params))
             return [tuple(row) for row in await cursor.fetchall()]
 
 

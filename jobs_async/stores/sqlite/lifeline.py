@@ -6,8 +6,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from jobs_async.stores import rows
-from jobs_async.stores.sqlite.select import SQL
-from jobs_async.stores.sqlite.writer import BUSY_WAIT
+from jobs_async.stores.sqlite.writer import BUSY_WAIT, SQL
 
 if TYPE_CHECKING:
     from jobs_async.core.store import Clock
@@ -25,7 +24,7 @@ class SqliteLifeline:
         if self._connection is None:
             self._connection = sqlite3.connect(self._path, timeout=BUSY_WAIT, isolation_level=None)
         now, (boot, uptime) = rows.micros(self._clock.now()), self._clock.uptime()
-        lease = {"id": node, "boot": boot, "uptime": uptime, "expires_at": uptime + ttl, "now": now}
+        lease = {"id": node, "boot": boot, "uptime": uptime, "ttl": ttl, "now": now}
         return bool(self._connection.execute(SQL["prolong_node"], lease).fetchall())
 
     def close(self) -> None:

@@ -103,6 +103,24 @@ WHERE jobs_async_jobs.id = step.column1
     AND jobs_async_jobs.cancel_requested = step.column3
 RETURNING jobs_async_jobs.id, jobs_async_jobs.args, jobs_async_jobs.priority, jobs_async_jobs.progress
 
+-- name: by_ids
+SELECT * FROM jobs_async_jobs WHERE id IN (SELECT value FROM json_each(:ids))
+
+-- name: is_one_of
+id IN (SELECT value FROM json_each(:ids))
+
+-- name: in_queues
+queue IN (SELECT value FROM json_each(:queues))
+
+-- name: has_worker
+worker IN (SELECT value FROM json_each(:workers))
+
+-- name: has_external_id
+external_id IN (SELECT value FROM json_each(:external_ids))
+
+-- name: has_error
+instr(errors ->> '$[#-1].error', :error)
+
 -- name: is_orphaned
 node IS NOT NULL
 AND NOT EXISTS (
@@ -174,27 +192,27 @@ ON CONFLICT (name) DO UPDATE SET paused = :paused, slots = :slots
 
 -- name: join_node
 INSERT INTO jobs_async_nodes (id, boot, expires_at, started_at, beat_at, info)
-VALUES (:id, :boot, :expires_at, :now, :now, :info)
-ON CONFLICT (id) DO UPDATE SET expires_at = :expires_at, beat_at = :now, info = :info
+VALUES (:id, :boot, :uptime + :ttl, :now, :now, :info)
+ON CONFLICT (id) DO UPDATE SET expires_at = :uptime + :ttl, beat_at = :now, info = :info
 WHERE jobs_async_nodes.expires_at > :uptime
 RETURNING id
 
 -- name: renew_node
-UPDATE jobs_async_nodes SET expires_at = :expires_at, beat_at = :now, info = :info
+UPDATE jobs_async_nodes SET expires_at = :uptime + :ttl, beat_at = :now, info = :info
 WHERE id = :id
     AND boot = :boot
     AND expires_at > :uptime
 RETURNING id
 
 -- name: prolong_node
-UPDATE jobs_async_nodes SET expires_at = max(expires_at, :expires_at), beat_at = :now
+UPDATE jobs_async_nodes SET expires_at = max(expires_at, :uptime + :ttl), beat_at = :now
 WHERE id = :id
     AND boot = :boot
     AND expires_at > :uptime
 RETURNING id
 
 -- name: forget_nodes
-DELETE FROM jobs_async_nodes WHERE boot <> :boot OR expires_at < :before
+DELETE FROM jobs_async_nodes WHERE boot <> :boot OR expires_at < :uptime - :kept
 
 -- name: asked_to_cancel
 SELECT id FROM jobs_async_jobs WHERE state = 1 AND node = :id AND cancel_requested = 1

@@ -9,7 +9,7 @@ from jobs_async.core.query import MAX_PAGE
 from jobs_async.core.records import Record
 from jobs_async.core.store import cutoff
 from jobs_async.stores import rows
-from jobs_async.stores.sqlite.select import SQL
+from jobs_async.stores.sqlite.writer import SQL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from jobs_async.core.limits import Seconds
     from jobs_async.core.store import Clock
+    from jobs_async.stores.session import Params
     from jobs_async.stores.sqlite.writer import Row, Session, Writer
 
 
@@ -29,7 +30,7 @@ class SqliteRecords:
     def _open_writer(self) -> Writer: ...
 
     @abstractmethod
-    async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]: ...
+    async def _read(self, sql: str, params: Params | Sequence[Any] = ()) -> list[Row]: ...
 
     @abstractmethod
     async def _change(self, statement: str, params: dict[str, Any]) -> list[Row]: ...
@@ -69,7 +70,7 @@ class SqliteRecords:
 async def _put(session: Session, records: Sequence[Record], only_new: bool, now: datetime) -> list[bool]:
     at = {"now": rows.micros(now), "only_new": int(only_new)}
     given = [{"kind": one.kind, "key": one.key, "value": one.value, **at} for one in records]
-    return [bool(await session.rows(SQL["put_record"], each)) for each in given]
+    return [bool(await session.run("put_record", each)) for each in given]
 
 
 def _asked(kind: str, keys: Sequence[str] | None, limit: int, **more: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs_async.clock import SystemClock
-from jobs_async.core.errors import OptionError, StoreBusy, StoreClosed, StoreError
-from jobs_async.core.job import DEFERRED, FINAL, Job, JobState
+from jobs_async.core.errors import OptionError, StoreClosed, StoreError
+from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.store import (
     MAX_PAGE,
     Beat,
@@ -28,13 +28,15 @@ from jobs_async.core.store import (
     Tick,
     cutoff,
 )
-from jobs_async.stores import rows
-from jobs_async.stores.sqlite import file, guest, work
+from jobs_async.stores import rows, work
+from jobs_async.stores.due import Dues
+from jobs_async.stores.select import may_scan, params, select
+from jobs_async.stores.sqlite import file, guest
 from jobs_async.stores.sqlite.lifeline import SqliteLifeline
 from jobs_async.stores.sqlite.log import Log
 from jobs_async.stores.sqlite.records import SqliteRecords
-from jobs_async.stores.sqlite.select import SQL, may_scan, select
-from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session, Writer, is_busy, typed
+from jobs_async.stores.sqlite.schema import SqliteSchema
+from jobs_async.stores.sqlite.writer import MAX_ROWS, SQL, Row, Session, Writer, typed
 from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
@@ -46,15 +48,13 @@ if TYPE_CHECKING:
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
     from jobs_async.core.options import NewJob
+    from jobs_async.stores.session import Params
 
 ENQUEUE_PATIENCE = 5.0
 ENQUEUE_ADVICE = "; pass connection= or commit first"
-OPEN_ADVICE = "open the Supervisor before you begin a transaction of your own"
-STAGE_EVERY = 0.5
-"""Seconds after which a busy queue looks again for due jobs that another process may have stored."""
 
 
-class SqliteStore(SqliteRecords, Store):
+class SqliteStore(SqliteRecords, SqliteSchema, Store):
     """A file of jobs, in WAL mode, each commit synced to disk.
 
     `path` is created, its folder is not. Any number of stores, in this process and in others on this machine, may
@@ -75,7 +75,7 @@ class SqliteStore(SqliteRecords, Store):
         self._searching = asyncio.Lock()
         self._searcher: Session | None = None
         self._search_connection: aiosqlite.Connection | None = None
-        self._due: dict[str, _Due] = {}
+        self._due = Dues()
 
     def __repr__(self) -> str:
         return f"SqliteStore({self._path!r})"
@@ -111,10 +111,8 @@ class SqliteStore(SqliteRecords, Store):
                 self._read_connection = await file.connect(self._path)
             except BaseException as error:
                 await self._disconnect()
-                if isinstance(error, sqlite3.Error) and is_busy(error):
-                    raise StoreBusy(f"{self._path!r} cannot be made ready: {error}; {OPEN_ADVICE}") from error
                 if isinstance(error, sqlite3.Error):
-                    raise StoreError(f"cannot open {self._path!r}: {error}") from error
+                    raise file.unopened(self._path, error) from error
                 raise
             self._reader = Session(self._read_connection)
             self._writer = Writer(self._write_connection, Log(self._path))
@@ -143,12 +141,12 @@ class SqliteStore(SqliteRecords, Store):
             raise self._not_open()
         return self._writer
 
-    async def _read(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
+    async def _read(self, sql: str, params: Params | Sequence[Any] = ()) -> list[Row]:
         if self._reader is None:
             raise self._not_open()
         return await _answer(self._reader, sql, params)
 
-    async def _search(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
+    async def _search(self, sql: str, params: Params | Sequence[Any] = ()) -> list[Row]:
         """Ask what may take long on a connection of its own, opened for the first such question: no claim waits."""
         async with self._searching:  # what was given up before it began never begins
             if self._searcher is None:
@@ -179,6 +177,11 @@ class SqliteStore(SqliteRecords, Store):
                     raise typed(error) from error
                 self._searcher = Session(self._search_connection)
 
+    def _lease(self) -> dict[str, Any]:
+        """The time by which leases are judged: that of this boot of the machine."""
+        boot, uptime = self._clock.uptime()
+        return {"boot": boot, "uptime": uptime}
+
     def _not_open(self) -> StoreClosed:
         return StoreClosed(f"{self!r} is not open: use `async with`, or give it to a Supervisor")
 
@@ -205,7 +208,7 @@ class SqliteStore(SqliteRecords, Store):
             )
         else:
             jobs = []
-        self._mind(jobs)
+        self._due.mind(jobs)
         return jobs
 
     async def _insert_plain(self, session: Session, asked: list[Sequence[NewJob]]) -> list[list[Job[Any]]]:
@@ -220,10 +223,10 @@ class SqliteStore(SqliteRecords, Store):
     # --- jobs out, and what becomes of them ---
 
     async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
-        writer, due = self._open_writer(), self._due.setdefault(queue, _Due())
+        writer, due = self._open_writer(), self._due[queue]
         now, (_, uptime) = self._clock.now(), self._clock.uptime()
         stage = due.is_due(now)
-        if stage or not due.busy or uptime >= due.looked_at + STAGE_EVERY or uptime < due.looked_at:
+        if stage or due.is_old(uptime):
             ((ready, at),) = await self._read(SQL["peek"], {"queue": queue})
             due.at, due.looked_at = None if at is None else rows.instant(at), uptime
             stage = due.is_due(now)
@@ -243,16 +246,15 @@ class SqliteStore(SqliteRecords, Store):
     ) -> list[list[Job[Any]]]:
         now = rows.micros(self._clock.now())
         for queue in {queue for queue, _, _ in asked}:
-            await session.rows(SQL["stage"], {"queue": queue, "now": now})
-            ((_, at),) = await session.rows(SQL["peek"], {"queue": queue})
+            await session.run("stage", {"queue": queue, "now": now})
+            ((_, at),) = await session.run("peek", {"queue": queue})
             self._due[queue].at = None if at is None else rows.instant(at)
         return await self._claim(session, asked)
 
     async def _claim_one(self, session: Session, queue: str, limit: int, node: str | None) -> list[Job[Any]]:
-        boot, uptime = self._clock.uptime()
         now = rows.micros(self._clock.now())
-        asked = {"queue": queue, "limit": limit, "node": node, "now": now, "boot": boot, "uptime": uptime}
-        jobs = [rows.to_job(row) for row in await session.rows(SQL["claim"], asked)]
+        asked = {"queue": queue, "limit": limit, "node": node, "now": now, **self._lease()}
+        jobs = [session.mapping.to_job(row) for row in await session.run("claim", asked)]
         jobs.sort(key=_claim_order)
         return jobs
 
@@ -260,27 +262,20 @@ class SqliteStore(SqliteRecords, Store):
         if not steps:
             return []
         batch = work.Batch(steps)
-        applied = await self._open_writer().do(self._apply, batch, single=batch.is_single)
-        self._mind([job for job in applied if job is not None])
+        applied = await self._open_writer().do(self._apply, batch, single=batch.is_single(MAX_ROWS))
+        self._due.mind(applied)
         return applied
 
     async def _apply(self, session: Session, asked: list[work.Batch]) -> list[list[Job[Any] | None]]:
-        return [await work.apply_steps(session, batch, self._clock) for batch in asked]
-
-    def _mind(self, jobs: Sequence[Job[Any]]) -> None:
-        """Remember the earliest time at which one of these is due."""
-        for job in jobs:
-            if job.state in DEFERRED:
-                due = self._due.setdefault(job.queue, _Due())
-                if due.at is None or job.scheduled_at < due.at:
-                    due.at = job.scheduled_at
+        return [await work.apply_steps(session, batch, self._clock.now()) for batch in asked]
 
     # --- questions and housekeeping ---
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
-        sql, params = select(query, self._clock)
-        found = await (self._search(sql, params) if may_scan(query) else self._read(sql, params))
-        return [rows.to_job(row) for row in found]
+        sql = select(query, SQL)
+        asked = {**params(query, Session.mapping, self._clock.now()), **self._lease()}
+        found = await (self._search(sql, asked) if may_scan(query) else self._read(sql, asked))
+        return [Session.mapping.to_job(row) for row in found]
 
     async def delete(self, ids: Sequence[int], *, states: Iterable[JobState] | None = None) -> int:
         chosen = frozenset(JobState if states is None else states)
@@ -309,7 +304,7 @@ class SqliteStore(SqliteRecords, Store):
         """Run one writing statement."""
 
         async def change(session: Session, asked: list[dict[str, Any]]) -> list[list[Row]]:
-            return [await session.rows(SQL[statement], each) for each in asked]
+            return [await session.run(statement, each) for each in asked]
 
         return await self._open_writer().do(change, params, single=True)
 
@@ -319,7 +314,8 @@ class SqliteStore(SqliteRecords, Store):
         return await self._open_writer().do(self._beat, (node, ttl, join))
 
     async def _beat(self, session: Session, asked: list[tuple[Node, float, bool]]) -> list[Beat]:
-        return [await work.beat(session, node, ttl, join, self._clock) for node, ttl, join in asked]
+        now, lease = self._clock.now(), self._lease()
+        return [await work.beat(session, node, ttl, now, lease, join=join) for node, ttl, join in asked]
 
     def lifeline(self) -> Lifeline:
         return SqliteLifeline(self._path, self._clock)
@@ -337,7 +333,7 @@ class SqliteStore(SqliteRecords, Store):
         ]
 
 
-async def _answer(session: Session, sql: str, params: dict[str, Any] | Sequence[Any]) -> list[Row]:
+async def _answer(session: Session, sql: str, params: Params | Sequence[Any]) -> list[Row]:
     try:
         return await session.rows(sql, params)
     except (sqlite3.Error, ValueError) as error:
@@ -346,20 +342,3 @@ async def _answer(session: Session, sql: str, params: dict[str, Any] | Sequence[
 
 def _claim_order(job: Job[Any]) -> tuple[int, int]:
     return job.priority, job.id
-
-
-class _Due:
-    """What a store remembers of a queue, so that most claims need no look at the jobs that wait."""
-
-    __slots__ = ("at", "busy", "looked_at")
-
-    def __init__(self) -> None:
-        self.at: datetime | None = None
-        self.looked_at = 0.0
-        self.busy = False
-
-    def is_due(self, now: datetime) -> bool:
-        return self.at is not None and self.at <= now
-
-    def seconds(self, now: datetime) -> float | None:
-        return None if self.at is None else max(0.0, (self.at - now).total_seconds())

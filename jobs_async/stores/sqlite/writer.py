@@ -16,16 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs_async.clock import stopwatch
 from jobs_async.core.errors import JobsError, StoreBusy, StoreClosed, StoreError, WriteRefused
-from jobs_async.stores.sql import with_rows
+from jobs_async.stores.rows import Rows, instant, micros
+from jobs_async.stores.sql import statements, with_rows
 from jobs_async.stores.sqlite.log import LOOK_AGAIN, Log
 
 if TYPE_CHECKING:
     import aiosqlite
 
+    from jobs_async.stores.session import Params
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Row = tuple[Any, ...]
 
+SQL = statements("jobs_async.stores.sqlite")
+"""Every statement this store makes, by name."""
 BUSY_WAIT = 0.25
 """Seconds SQLite itself waits for a foreign lock, in the connection's thread."""
 PATIENCE = 10.0
@@ -41,14 +46,22 @@ _REFUSALS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, 
 class Session:
     """How a piece of work talks to the database; it never begins or commits."""
 
+    mapping = Rows(micros, instant)
+
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
-    async def rows(self, sql: str, params: dict[str, Any] | Sequence[Any] = ()) -> list[Row]:
+    async def rows(self, sql: str, params: Params | Sequence[Any] = ()) -> list[Row]:
         """Run one statement to its end, in one visit to the connection's thread."""
-        return cast("list[Row]", await self._connection.execute_fetchall(sql, params))
+        return cast("list[Row]", await self._connection.execute_fetchall(sql, cast("Any", params)))
 
-    async def batch(self, sql: str, batch: Sequence[tuple[Any, ...]]) -> list[Row]:
+    async def run(self, statement: str, params: Params | Sequence[Any] = ()) -> list[Row]:
+        return await self.rows(SQL[statement], params)
+
+    async def hold(self, keys: Sequence[str]) -> None:
+        """Whoever may write at all has the whole database to himself."""
+
+    async def batch(self, statement: str, batch: Sequence[tuple[Any, ...]]) -> list[Row]:
         """Run a statement that takes a batch at `:rows`; few shapes of it, so that SQLite prepares it seldom.
 
         A batch is filled up with rows of nulls to a power of two, which the statements leave out.
@@ -59,7 +72,7 @@ class Session:
             part = batch[start : start + MAX_ROWS]
             count = 1 << (len(part) - 1).bit_length()
             params = [value for row in part for value in row] + [None] * (width * (count - len(part)))
-            rows += await self.rows(with_rows(sql, count, width), params)
+            rows += await self.rows(with_rows(SQL[statement], count, width), params)
         return rows
 
 

@@ -12,15 +12,14 @@ from jobs_async.core.errors import UniqueConflict
 from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.lifecycle import NO_PATCH
 from jobs_async.core.options import NewJob, UniqueStrategy
-from jobs_async.core.store import MAX_PAGE, Beat, Clock, JobQuery, Node, QueueInfo, Tick
+from jobs_async.core.store import Beat, Node, QueueInfo, Tick
 from jobs_async.stores import rows
-from jobs_async.stores.sqlite.select import SQL, select
-from jobs_async.stores.sqlite.writer import MAX_ROWS, Row, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobs_async.core.lifecycle import Transition
+    from jobs_async.stores.session import Params, Row, Session
 
 TICKS_KEPT = timedelta(days=7)
 DEAD_NODES_KEPT = 86_400.0
@@ -35,7 +34,7 @@ async def insert_plain(session: Session, new: Sequence[NewJob], now: datetime) -
     if not new:
         return []
     jobs = [lifecycle.born(item, 0, now) for item in new]
-    ids = sorted(row[0] for row in await session.batch(SQL["insert"], [rows.to_row(job) for job in jobs]))
+    ids = sorted(row[0] for row in await session.batch("insert", [session.mapping.to_row(job) for job in jobs]))
     return [replace(job, id=job_id) for job, job_id in zip(jobs, ids, strict=True)]
 
 
@@ -43,12 +42,24 @@ async def insert_keyed(session: Session, new: Sequence[NewJob], tick: Tick | Non
     """Insert jobs that may carry keys, and spend their tick; all of them, or an error and none."""
     if tick is not None and not await _spend(session, tick):
         return []
+    await session.hold(_keys(new))
     jobs: list[Job[Any]] = []
     for wave in _waves(new):
         jobs += await _insert_wave(session, wave, now)
     if tick is not None and jobs:
-        await session.rows(SQL["link_tick"], {**_tick(tick), "job_id": jobs[0].id})
+        await session.run("link_tick", {**_tick(session, tick), "job_id": jobs[0].id})
     return jobs
+
+
+def _keys(new: Sequence[NewJob]) -> list[str]:
+    """Every key that a batch is about to take, told apart by its kind."""
+    unique = [unique_hold(item.unique_key) for item in new if item.unique_key is not None]
+    return [*unique, *(f"idempotency {rows.dumps(pair)}" for item in new if (pair := _idempotent(item)))]
+
+
+def unique_hold(key: str) -> str:
+    """What is held so that nobody else can take a unique key."""
+    return f"unique {key}"
 
 
 def _waves(new: Sequence[NewJob]) -> list[list[NewJob]]:
@@ -85,7 +96,7 @@ async def _insert_wave(session: Session, wave: Sequence[NewJob], now: datetime) 
             replaced[index] = holder
             gone[holder.id] = lifecycle.replaced(holder, now)
     if replaced:
-        await session.batch(SQL["apply"], [rows.to_change(job, gone[job.id]) for job in replaced.values()])
+        await session.batch("apply", [session.mapping.to_change(job, gone[job.id]) for job in replaced.values()])
     fresh = iter(await insert_plain(session, [item for index, item in enumerate(wave) if index not in found], now))
     jobs = [found[index] if index in found else next(fresh) for index in range(len(wave))]
     for index, old in replaced.items():
@@ -102,7 +113,7 @@ async def _twins(
     if not unique and not idempotent:
         return {}, {}
     keys = {"unique_keys": rows.dumps(unique), "idempotency_keys": rows.dumps(idempotent)}
-    jobs = [rows.to_job(row) for row in await session.rows(SQL["twins"], keys)]
+    jobs = [session.mapping.to_job(row) for row in await session.run("twins", keys)]
     live: dict[str | None, Job[Any]] = {
         job.unique_key: job for job in jobs if job.unique_key is not None and job.state not in FINAL
     }
@@ -117,15 +128,15 @@ def _idempotent(item: NewJob) -> tuple[str, str] | None:
 
 
 async def _spend(session: Session, tick: Tick) -> bool:
-    if not await session.rows(SQL["spend_tick"], {**_tick(tick), "late": tick.late}):
+    if not await session.run("spend_tick", {**_tick(session, tick), "late": tick.late}):
         return False
-    before = rows.micros(tick.at - TICKS_KEPT)
-    await session.rows(SQL["forget_ticks"], {"name": tick.name, "before": before})
+    before = session.mapping.stamp(tick.at - TICKS_KEPT)
+    await session.run("forget_ticks", {"name": tick.name, "before": before})
     return True
 
 
-def _tick(tick: Tick) -> dict[str, object]:
-    return {"name": tick.name, "at": rows.micros(tick.at)}
+def _tick(session: Session, tick: Tick) -> dict[str, object]:
+    return {"name": tick.name, "at": session.mapping.stamp(tick.at)}
 
 
 # --- what becomes of them ---
@@ -140,17 +151,15 @@ class Batch:
         self.stretches = _stretches(steps)
         self.relives = [step for step in steps if step.job.unique_key and step.job.state in FINAL]
 
-    @property
-    def is_single(self) -> bool:
-        """Is applying these one statement?"""
-        return len(self.stretches) == 1 and len(self.stretches[0]) <= MAX_ROWS and not self.relives
+    def is_single(self, max_rows: int) -> bool:
+        """Is applying these one statement, where it takes up to `max_rows`?"""
+        return len(self.stretches) == 1 and len(self.stretches[0]) <= max_rows and not self.relives
 
 
-async def apply_steps(session: Session, batch: Batch, clock: Clock) -> list[Job[Any] | None]:
+async def apply_steps(session: Session, batch: Batch, now: datetime) -> list[Job[Any] | None]:
     """Compare and set, in order; a second step for a job may build on the first, so it is a statement of its own."""
     if batch.relives:
-        await _refuse_second_life(session, batch.relives, clock)
-    now = clock.now()
+        await _refuse_second_life(session, batch.relives)
     return [job for stretch in batch.stretches for job in await _apply_alike(session, stretch, now)]
 
 
@@ -184,16 +193,16 @@ def _just_ends(step: Transition) -> bool:
 async def _apply_alike(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
     after = [lifecycle.advance(step.job, step, now) for step in steps]
     if _just_ends(steps[0]):
-        ends = [rows.to_end(step, job) for step, job in zip(steps, after, strict=True)]
-        found = await session.batch(SQL["end"], ends)
+        ends = [session.mapping.to_end(step, job) for step, job in zip(steps, after, strict=True)]
+        found = await session.batch("end", ends)
     else:
-        changes = [rows.to_change(step.job, job, step) for step, job in zip(steps, after, strict=True)]
-        found = await session.batch(SQL["apply"], changes)
+        changes = [session.mapping.to_change(step.job, job, step) for step, job in zip(steps, after, strict=True)]
+        found = await session.batch("apply", changes)
     written = {row[0]: row for row in found}
     return [_as_written(job, written.get(job.id)) for job in after]
 
 
-def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:
+def _as_written(job: Job[Any], row: Row | None) -> Job[Any] | None:
     """The record with what patches of others have made of it meanwhile."""
     if row is None:
         return None
@@ -203,15 +212,17 @@ def _as_written(job: Job[Any], row: tuple[Any, ...] | None) -> Job[Any] | None:
     return replace(job, args_json=args_json, priority=priority, progress=rows.to_progress(progress))
 
 
-async def _refuse_second_life(session: Session, steps: Sequence[Transition], clock: Clock) -> None:
+async def _refuse_second_life(session: Session, steps: Sequence[Transition]) -> None:
     """Two live jobs of one unique key must not come to be by running a finished one again."""
     back = [step for step in steps if step.target not in FINAL]
     if not back:
         return
-    keys = {"unique_keys": rows.dumps([step.job.unique_key for step in back]), "idempotency_keys": "[]"}
-    holders = [rows.to_job(row) for row in await session.rows(SQL["twins"], keys)]
-    asked = JobQuery(ids=[step.job.id for step in back], limit=MAX_PAGE)
-    stored = [rows.to_job(row) for row in await session.rows(*select(asked, clock))]
+    taken_up = [step.job.unique_key for step in back if step.job.unique_key is not None]
+    await session.hold([unique_hold(key) for key in taken_up])
+    keys = {"unique_keys": rows.dumps(taken_up), "idempotency_keys": "[]"}
+    holders = [session.mapping.to_job(row) for row in await session.run("twins", keys)]
+    asked = {"ids": rows.dumps([step.job.id for step in back])}
+    stored = [session.mapping.to_job(row) for row in await session.run("by_ids", asked)]
     fresh = {job.id: job for job in stored}
     taken = {job.unique_key: job for job in holders}
     for step in back:
@@ -233,19 +244,18 @@ def to_queues(found: Sequence[Row]) -> dict[str, QueueInfo]:
 
 async def set_queue(session: Session, name: str, paused: bool | None, limit: int | None) -> bool:
     """Say something about a queue; whether that changed anything."""
-    before = to_queues(await session.rows(SQL["queues"])).get(name, QueueInfo())
+    await session.hold([f"queue {name}"])
+    before = to_queues(await session.run("queues")).get(name, QueueInfo())
     after = before.updated(paused, limit)
-    await session.rows(SQL["set_queue"], {"name": name, "paused": int(after.paused), "slots": after.limit})
+    await session.run("set_queue", {"name": name, "paused": after.paused, "slots": after.limit})
     return after != before
 
 
-async def beat(session: Session, node: Node, ttl: float, join: bool, clock: Clock) -> Beat:
-    """Write a sign of life, and read what it is answered with."""
-    now, (boot, uptime) = clock.now(), clock.uptime()
-    life = {"id": node.id, "boot": boot, "uptime": uptime, "expires_at": uptime + ttl, "now": rows.micros(now)}
-    life["info"] = rows.dumps(node)
+async def beat(session: Session, node: Node, ttl: float, now: datetime, lease: Params, *, join: bool) -> Beat:
+    """Write a sign of life, and read what it is answered with; `lease` is the time by which leases are judged."""
+    life = {**lease, "id": node.id, "ttl": ttl, "now": session.mapping.stamp(now), "info": rows.dumps(node)}
     if join:
-        await session.rows(SQL["forget_nodes"], {"boot": boot, "before": uptime - DEAD_NODES_KEPT})
-    alive = bool(await session.rows(SQL["join_node" if join else "renew_node"], life))
-    asked = await session.rows(SQL["asked_to_cancel"], {"id": node.id}) if alive else []
+        await session.run("forget_nodes", {**lease, "kept": DEAD_NODES_KEPT})
+    alive = bool(await session.run("join_node" if join else "renew_node", life))
+    asked: Sequence[Row] = await session.run("asked_to_cancel", {"id": node.id}) if alive else []
     return Beat(alive and ttl > 0, now, tuple(job_id for (job_id,) in asked))
