@@ -52,7 +52,7 @@ from jobs_async.core.events import (
     StoreFailing,
     StoreRecovered,
 )
-from jobs_async.core.health import Health, SupervisorHealth
+from jobs_async.core.health import Finding, Health, SupervisorHealth
 from jobs_async.core.instrument import Instrument
 from jobs_async.core.job import ErrorRecord, Job, JobState, Progress
 from jobs_async.core.options import Draft, EnqueueOptions, JobOpts, UniqueStrategy, WorkerOptions
@@ -71,6 +71,7 @@ from jobs_async.stores.memory import MemoryStore
 from jobs_async.telemetry import ActivityLog, LoggingHandler, QueueHandler, StatsHandler, Telemetry
 
 if _TYPE_CHECKING:
+    from jobs_async.stores.postgres import PostgresStore
     from jobs_async.stores.sqlite import SqliteStore
 
 __version__ = _VERSION
@@ -92,6 +93,7 @@ __all__ = [
     "ErrorRecord",
     "Event",
     "ExponentialBackoff",
+    "Finding",
     "FullJitterBackoff",
     "Health",
     "IllegalTransition",
@@ -125,6 +127,7 @@ __all__ = [
     "Node",
     "NotBound",
     "OptionError",
+    "PostgresStore",
     "Progress",
     "Queue",
     "QueueEvent",
@@ -170,9 +173,13 @@ __all__ = [
 if not _TYPE_CHECKING:  # or checkers would believe any name
 
     def __getattr__(name: str) -> _Any:
-        """SqliteStore brings its driver only to those who ask for it."""
+        """These stores bring their drivers only to those who ask for them."""
         if name == "SqliteStore":
             from jobs_async.stores.sqlite import SqliteStore
 
             return SqliteStore
+        if name == "PostgresStore":
+            from jobs_async.stores.postgres import PostgresStore
+
+            return PostgresStore
         raise AttributeError(f"module 'jobs_async' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +19,21 @@ class CancelFlag(Protocol):
     def is_set(self) -> bool: ...
 
     async def wait(self) -> object: ...
+
+
+class CancelCause(StrEnum):
+    """Why a run is to come to an end; each member is the string that it stands for, as in `JobStuck.cause`."""
+
+    TIMEOUT = "timeout"
+    """It has run for longer than its `timeout_seconds`."""
+    CANCELLED = "cancelled on request"
+    """Somebody cancelled the job, or replaced it with another of its unique key."""
+    TAKEN = "taken over"
+    """The store says that this run has lost its claim: the job was ended, replaced, deleted or claimed elsewhere."""
+    STOP = "stop"
+    """The Supervisor stops, and the grace is over."""
+    LEASE_LOST = "lease lost"
+    """The process was taken for dead; the job may be running elsewhere by now."""
 
 
 class JobContext(Protocol):
@@ -37,6 +53,12 @@ class JobContext(Protocol):
     def cancelled(self) -> CancelFlag:
         """Set on a user's cancellation, 5 seconds before the task is cancelled; on a stop, a timeout or a lost lease
         together with that, for handlers in threads and for what runs in `finally`."""
+        ...
+
+    @property
+    def cause(self) -> CancelCause | None:
+        """Why `cancelled` is set, the first cause where there are several; None while it is not. Compares equal to its
+        text: `ctx.cause == "timeout"`. Reading it is safe in any thread."""
         ...
 
     @property

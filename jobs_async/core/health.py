@@ -1,6 +1,8 @@
-"""Is it well? What a readiness check answers with (nidus-jobs: health)."""
+"""Is it well, and if not, why? What readiness checks and diagnoses answer with (nidus-jobs: health)."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from msgspec import Struct
 
@@ -27,3 +29,17 @@ class SupervisorHealth(Struct, frozen=True, kw_only=True):
     node: str | None = None
     lease_holds: bool = False
     stuck: tuple[int, ...] = ()
+
+
+class Finding(Struct, frozen=True):
+    """One reason why jobs do not run, or one thing to know about them, and what to do about it.
+
+    An "error" keeps jobs from running until somebody acts, a "warning" holds them up or will, an "info" needs nothing
+    done. `code` is a name for the kind of finding that does not change between versions. `text` and `advice` are one
+    line each; they name queues, workers and nodes, never arguments or addresses.
+    """
+
+    level: Literal["error", "warning", "info"]
+    code: str
+    text: str
+    advice: str = ""

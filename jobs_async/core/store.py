@@ -8,7 +8,7 @@ stamped by the store. `jobs_async.testing.conformance` proves that a store of yo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
@@ -17,7 +17,7 @@ from msgspec.structs import force_setattr, replace
 
 from jobs_async.core import limits
 from jobs_async.core.errors import JobNotFound, OptionError
-from jobs_async.core.health import Health
+from jobs_async.core.health import Finding, Health
 from jobs_async.core.job import Job, JobState
 from jobs_async.core.lifecycle import Transition, decide
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
@@ -26,6 +26,7 @@ from jobs_async.core.query import MAX_PAGE as MAX_PAGE
 from jobs_async.core.query import JobQuery as JobQuery
 
 if TYPE_CHECKING:
+    from jobs_async.core.hint import Hint
     from jobs_async.core.limits import Seconds
 
 RESCUE_TEXT = "rescued: job timed out"
@@ -197,11 +198,19 @@ class Store(Protocol):
         """The nodes known, live ones and recently dead ones."""
         ...
 
-    # --- an extra that a store may do without ---
+    # --- extras that a store may do without ---
 
     def lifeline(self) -> Lifeline | None:
         """A way to renew leases while the event loop is blocked; without one, a long block costs the lease."""
         return None
+
+    def wakes(self, tell: Callable[[Hint], None]) -> Callable[[], None]:
+        """Call `tell`, in the event loop, when another process may have given this one something to do.
+
+        Returns how to end that. A hint may come late, twice or not at all: whoever gets one asks the store. A store
+        that can give none inherits this.
+        """
+        return lambda: None
 
     # --- life time; a store with nothing to open inherits these ---
 
@@ -231,6 +240,14 @@ class Store(Protocol):
         except Exception as error:
             return Health(False, f"the store does not answer: {limits.type_name(error)}")
         return Health(True)
+
+    async def diagnose(self) -> list[Finding]:
+        """What this kind of store alone can know of why jobs do not run; the rest is the Supervisor's to find.
+
+        Raises:
+            StoreError: it does not answer.
+        """
+        return []
 
     # --- the source's verbs, for tools, tests and direct use; a Supervisor needs only the primitives ---
 

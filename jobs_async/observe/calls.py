@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
-from jobs_async.clock import stopwatch
 from jobs_async.core import limits
 from jobs_async.core.errors import OptionError
 from jobs_async.core.query import MAX_PAGE
 from jobs_async.core.records import records_of
 from jobs_async.core.store import Store
+from jobs_async.observe.adapters import OperationSpan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from jobs_async.core.health import Finding
+    from jobs_async.core.hint import Hint
     from jobs_async.core.job import Job, JobState
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from jobs_async.core.query import JobQuery
     from jobs_async.core.records import Record
     from jobs_async.core.store import Beat, Fetched, Lifeline, Node, QueueInfo, Tick
+    from jobs_async.inprocess import SpanFactory
 
 T = TypeVar("T")
 
@@ -52,31 +55,35 @@ class ObservedStore(Store):
     """Any store, and whoever watches its calls: `Supervisor(ObservedStore(SqliteStore("jobs.db"), seen.append))`.
 
     Observers are called in their order, each after every call. One that raises is logged, and neither the call nor
-    the others notice.
+    the others notice. `span` makes a span `adapter.operation` around each call; `adapter` is its `adapter.name`.
 
     Raises:
-        OptionError: an observer cannot be called.
+        OptionError: an observer or `span` cannot be called, or `adapter` is not 1 to 255 bytes of text.
     """
 
-    def __init__(self, inner: Store, *observers: CallObserver) -> None:
+    def __init__(
+        self, inner: Store, *observers: CallObserver, span: SpanFactory | None = None, adapter: str = "store"
+    ) -> None:
         for one in observers:
             if not callable(one):
                 raise OptionError(f"an observer must be callable, a {limits.type_name(one)} is not")
+        if span is not None and not callable(span):
+            raise OptionError(f"span must be a function that makes one, not a {limits.type_name(span)}")
         self.inner = inner
         self._observers = observers
+        self._span = span
+        self._adapter = limits.name(adapter, "adapter")
 
     def __repr__(self) -> str:
         return f"ObservedStore({self.inner!r})"
 
     async def _observed(self, operation: str, call: Awaitable[T]) -> T:
-        began, error = stopwatch(), None
+        around = OperationSpan(self._span, self._adapter, operation)
         try:
-            return await call
-        except BaseException as raised:
-            error = limits.type_name(raised)
-            raise
+            with around:
+                return await call
         finally:
-            self._tell(StoreCall(operation, stopwatch() - began, error))
+            self._tell(StoreCall(operation, around.seconds, around.error))
 
     def _tell(self, call: StoreCall) -> None:
         for one in self._observers:
@@ -148,6 +155,12 @@ class ObservedStore(Store):
 
     def lifeline(self) -> Lifeline | None:
         return self.inner.lifeline()
+
+    def wakes(self, tell: Callable[[Hint], None]) -> Callable[[], None]:
+        return self.inner.wakes(tell)
+
+    async def diagnose(self) -> list[Finding]:
+        return await self._observed("diagnose", self.inner.diagnose())
 
     async def open(self) -> None:
         await self._observed("open", self.inner.open())

@@ -1,4 +1,4 @@
-"""Stores by address: "memory://" or "sqlite:///jobs.db"."""
+"""Stores by address: "memory://", "sqlite:///jobs.db" or "postgresql://user@host/database"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def store_from_url(url: str, clock: Clock | None = None) -> Store:
     """Make the store a URL names, on the system's clock or another; its driver is imported only now.
 
-    `sqlite:///jobs.db` is a path from the working folder, `sqlite:////var/lib/jobs.db` an absolute one.
+    `sqlite:///jobs.db` is a path from the working folder, `sqlite:////var/lib/jobs.db` an absolute one. What a
+    `postgresql://` address may say is asyncpg's matter.
 
     Raises:
         OptionError: no store goes by such a URL. The message does not repeat it, for it may hold a password.
@@ -28,4 +29,11 @@ def store_from_url(url: str, clock: Clock | None = None) -> Store:
         from jobs_async.stores.sqlite import SqliteStore
 
         return SqliteStore(unquote(rest[1:]), clock=clock)
-    raise OptionError("a store's URL is memory:// or sqlite:///path/of/a/file.db (four slashes for an absolute path)")
+    if scheme in ("postgresql", "postgres", "postgresql+asyncpg") and rest:
+        from jobs_async.stores.postgres import PostgresStore
+
+        return PostgresStore(url, clock=clock)
+    raise OptionError(
+        "a store's URL is memory://, sqlite:///path/of/a/file.db (four slashes for an absolute path) or "
+        "postgresql://user@host/database"
+    )
