@@ -5,6 +5,10 @@ from __future__ import annotations
 import click
 
 from jobs_async.cli.demo import demo
+from jobs_async.cli.doctor import doctor
+from jobs_async.cli.health import health
+from jobs_async.cli.run import run
+from jobs_async.cli.schema import migrate
 from jobs_async.core.version import VERSION
 
 
@@ -14,4 +18,5 @@ def main() -> None:
     """Background jobs for asyncio."""
 
 
-main.add_command(demo)
+for command in (run, migrate, health, doctor, demo):
+    main.add_command(command)

@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from jobs_async.core import limits
 from jobs_async.core.errors import IllegalTransition, OptionError, ResultError, StoreClosed, StoreError
 from jobs_async.core.events import JobCancelled, QueueEvent, QueuePaused, QueueResumed
-from jobs_async.core.health import Health, SupervisorHealth
+from jobs_async.core.health import Finding, Health, SupervisorHealth
 from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.lifecycle import Patch, Transition, cancel, edit, rerun
 from jobs_async.core.options import Draft, EditOptions, JobOpts
 from jobs_async.core.query import JobQuery
-from jobs_async.runtime import many
+from jobs_async.runtime import diagnosis, many
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.producer import Producer, check, reason
 from jobs_async.tasks import finish_anyway
@@ -99,6 +99,18 @@ class Operator(Producer):
     @property
     def _runs_queues(self) -> bool:
         return False
+
+    async def diagnose(self) -> Sequence[Finding]:
+        """Why jobs on this store do not run, wherever they should, the worst first, with what to do about each.
+
+        Where nothing is wrong there is one "info" of code "jobs-flow". It asks for counts, and looks at some pages of
+        jobs at most.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        await self._ensure_open()
+        return await diagnosis.diagnose(self.store, self.clock)
 
     async def counts(self) -> Mapping[tuple[str, JobState], int]:
         """How many jobs each queue has in each state; nothing where there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jobs_async.core import binding, context, limits
@@ -124,6 +125,24 @@ class Supervisor(Registrar):
         """
         return () if self._engine is None else self._engine.stuck
 
+    @property
+    def served(self) -> Mapping[str, int]:
+        """The queues that are run here, and how many jobs of each at once unless `scale_queue` says otherwise."""
+        return MappingProxyType(self._queues)
+
+    def serve(self, queues: Mapping[str, int | None]) -> None:
+        """Run these queues instead, from the next start on; None: as many jobs as before, or 10. {}: run nothing.
+
+        Raises:
+            OptionError: these are no queues, or it is running.
+        """
+        if self._engine is not None:
+            raise OptionError("the queues of a Supervisor that is running cannot be changed; stop it first")
+        before = self._queues
+        self._queues = concurrency_of(
+            {name: before.get(name, 10) if limit is None else limit for name, limit in queues.items()}
+        )
+
     async def start(self) -> None:
         """Open the store where nobody has, and run. Harmless while running; after a stop it starts anew.
 
@@ -206,6 +225,14 @@ class Supervisor(Registrar):
         stopping = self._stopping
         await asyncio.wait({stopping})
         return stopping.result()
+
+    def hurry(self) -> None:
+        """Give running jobs no more time in the stop that is under way, or in the next one: cancel them at once.
+
+        They still have 3 seconds to clean up. Nothing to do where nothing runs.
+        """
+        if self._engine is not None:
+            self._engine.hurry()
 
     async def _stop(self) -> ShutdownReport:
         self._stops += 1  # whoever waits for the lock to start is called off as well

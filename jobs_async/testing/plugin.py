@@ -5,6 +5,9 @@ They are no async fixtures, so any plugin that runs async tests will do.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from jobs_async.core.workers import WorkerDef
     from jobs_async.runtime.supervisor import Supervisor
 
-STORES = ("memory", "sqlite")
+POSTGRES = os.environ.get("JOBS_TEST_PG_DSN")
+"""The address of a PostgreSQL database in which tests may create and drop schemas."""
+STORES = ("memory", "sqlite", "postgres") if POSTGRES else ("memory", "sqlite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,13 +69,20 @@ def jobs(
 
 
 @pytest.fixture(params=STORES)
-def jobs_store(request: pytest.FixtureRequest, tmp_path: Path, jobs_clock: TravelClock) -> Store:
+def jobs_store(request: pytest.FixtureRequest, tmp_path: Path, jobs_clock: TravelClock) -> Iterator[Store]:
     """Each kind of store in turn, empty and not open, on the time of `jobs_clock`:
 
     async with Harness(jobs_store, clock=jobs_clock, workers=[...]) as jobs:
+
+    PostgreSQL is among them where JOBS_TEST_PG_DSN names a database; each test has a schema of its own there.
     """
-    return (
-        MemoryStore(clock=jobs_clock)
-        if request.param == "memory"
-        else SqliteStore(tmp_path / "jobs.db", clock=jobs_clock)
-    )
+    if request.param == "memory":
+        yield MemoryStore(clock=jobs_clock)
+    elif request.param == "sqlite":
+        yield SqliteStore(tmp_path / "jobs.db", clock=jobs_clock)
+    else:
+        from jobs_async.stores.postgres import PostgresStore, drop_schema
+
+        schema = f"jobs_test_{uuid.uuid4().hex}"
+        yield PostgresStore(POSTGRES, schema=schema, clock=jobs_clock)
+        asyncio.run(drop_schema(str(POSTGRES), schema))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TAKEN_OVER = (
     "enqueue_many get find counts wait watch cancel retry edit delete cancel_all retry_all delete_all pause_queue "
-    "resume_queue scale_queue drain queues nodes health"
+    "resume_queue scale_queue drain queues nodes health diagnose"
 ).split()
 
 

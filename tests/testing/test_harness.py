@@ -711,6 +711,9 @@ LEFT_TO_THE_APPLICATION = {
     "is_stopped": "is about its own life",
     "shutdown_report": "is about its own life",
     "stuck": "is about its own life",
+    "served": "is about its own life",
+    "serve": "is about its own life",
+    "hurry": "is about its own life",
     "node": "is about its own life",
 }
 """What is not taken over, and why it need not be."""

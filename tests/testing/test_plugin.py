@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import asyncpg
 import pytest
+
+from tests.cluster import NAMED
 
 ASYNCIO = """\
 [pytest]
@@ -107,10 +113,11 @@ def test_it_is_given_back(jobs_app):
 """
 
 
-def run(folder: Path, *options: str) -> tuple[int, str]:
-    """The exit code of pytest and what it prints."""
+def run(folder: Path, *options: str, dsn: str | None = None) -> tuple[int, str]:
+    """The exit code of pytest and what it prints; with PostgreSQL where a `dsn` is given."""
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:xdist", *options]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != NAMED} | ({NAMED: dsn} if dsn else {})
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
     return ran.returncode, ran.stdout + ran.stderr
 
 
@@ -132,6 +139,19 @@ def test_the_fixtures_work_with_every_plugin_that_runs_async_tests(tmp_path: Pat
     assert f"{10 if plugin == 'asyncio' else 8} passed" in output
     for test in ("test_each_store[memory]", "test_each_store[sqlite]"):
         assert f"{test} PASSED" in output
+
+
+async def test_postgresql_is_among_the_stores_where_it_is_named(tmp_path: Path, pg_dsn: str) -> None:
+    write(tmp_path, pytest=ASYNCIO, workers=WORKERS, conftest=CONFTEST, test_jobs=TESTS.format(mark=""))
+    code, output = await asyncio.to_thread(partial(run, tmp_path, "-k", "each_store", dsn=pg_dsn))
+    assert code == 0, output
+    assert "3 passed" in output
+    assert "test_each_store[postgres] PASSED" in output
+    connection = await asyncpg.connect(pg_dsn)
+    try:
+        assert not await connection.fetch("SELECT 1 FROM pg_namespace WHERE nspname LIKE 'jobs%'"), "a schema was left"
+    finally:
+        await connection.close()
 
 
 def test_without_an_override_it_knows_no_workers_and_warns_of_none(tmp_path: Path) -> None:
