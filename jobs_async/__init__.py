@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from jobs_async.core.context import JobContext, current_context
+from jobs_async.core.context import CancelCause, JobContext, current_context
 from jobs_async.core.cron import CronExpr
 from jobs_async.core.errors import (
     ArgsError,
@@ -15,6 +15,7 @@ from jobs_async.core.errors import (
     OptionError,
     ResultError,
     SchemaError,
+    StaleClaim,
     StoreBusy,
     StoreClosed,
     StoreError,
@@ -80,6 +81,7 @@ __all__ = [
     "ActivityLog",
     "ArgsError",
     "Cancel",
+    "CancelCause",
     "ConstantBackoff",
     "ContextWorker",
     "CronEntry",
@@ -140,6 +142,7 @@ __all__ = [
     "ShutdownReport",
     "Snooze",
     "SqliteStore",
+    "StaleClaim",
     "StaleSettlement",
     "StatsHandler",
     "Store",

@@ -1,4 +1,4 @@
-"""What surrounds an observed run: a span of whatever tracer there is, and the answer of `current_run`."""
+"""What surrounds observed work: a span of whatever tracer there is, and the answer of `current_run`."""
 
 from __future__ import annotations
 
@@ -16,62 +16,72 @@ if TYPE_CHECKING:
     from jobs_async.inprocess.context import ObservedJobContext
 
 SpanFactory = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]
-"""Makes a span from its name and its attributes; entered when a run begins, left when it ends, with its error."""
+"""Makes a span from its name and its attributes; entered when the work begins, left when it ends, with its error."""
 
 SPAN_NAME = "job.run"
 
 logger = logging.getLogger("jobs_async.inprocess")
 
 
-class Surroundings:
-    """Entered around one run, its hooks included. A span that raises is logged; one can swallow no error of a job."""
+class GuardedSpan:
+    """Entered around a piece of work, and gives what the span enters with; None where there is none.
 
-    __slots__ = ("_context", "_factory", "_span", "_token")
+    A span that raises is logged, and can swallow no error of the work. `what` names the work in the log.
+    """
 
-    def __init__(self, context: ObservedJobContext, factory: SpanFactory | None) -> None:
-        self._context = context
+    __slots__ = ("_attributes", "_factory", "_name", "_span", "_what")
+
+    def __init__(self, factory: SpanFactory | None, name: str, attributes: Mapping[str, str], what: str) -> None:
         self._factory = factory
+        self._name = name
+        self._attributes = attributes
+        self._what = what
         self._span: ExitStack | None = None
 
-    def __enter__(self) -> None:
-        self._token: Token[ObservedJobContext | None] = running.set(self._context)
-        if self._factory is not None:
-            self._open(self._factory)
-
-    def _open(self, factory: SpanFactory) -> None:
+    def __enter__(self) -> object:
+        if self._factory is None:
+            return None
         span = ExitStack()
-        attributes = {
-            **self._context.attributes,
-            "job.name": self._context.job_name,
-            "job.run_id": self._context.run_id,
-        }
         try:
-            span.enter_context(factory(SPAN_NAME, attributes))
+            entered = span.enter_context(self._factory(self._name, self._attributes))
         except Exception:
-            logger.exception("no span for job %s: it could not be opened", self._context.job_name)
-        else:
-            self._span = span
+            logger.exception("no span for %s: it could not be opened", self._what)
+            return None
+        self._span = span
+        return entered
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._span is not None:
-            self._close(self._span, kind, error, trace)
-        with suppress(ValueError):  # the garbage collector ends an abandoned coroutine in a context of its own
-            running.reset(self._token)
-
-    def _close(
-        self,
-        span: ExitStack,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+        if self._span is None:
+            return
         try:
-            span.__exit__(kind, error, trace)
+            self._span.__exit__(kind, error, trace)
         except BaseException as trouble:
             if trouble is error:
                 return  # it goes on by itself
             if not isinstance(trouble, Exception):
                 raise
-            logger.exception("the span of job %s could not be closed", self._context.job_name)
+            logger.exception("the span of %s could not be closed", self._what)
+
+
+class Surroundings:
+    """Entered around one run, its hooks included."""
+
+    __slots__ = ("_context", "_span", "_token")
+
+    def __init__(self, context: ObservedJobContext, factory: SpanFactory | None) -> None:
+        self._context = context
+        attributes = {**context.attributes, "job.name": context.job_name, "job.run_id": context.run_id}
+        self._span = GuardedSpan(factory, SPAN_NAME, attributes, f"job {context.job_name}")
+
+    def __enter__(self) -> None:
+        self._token: Token[ObservedJobContext | None] = running.set(self._context)
+        self._span.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._span.__exit__(kind, error, trace)
+        with suppress(ValueError):  # the garbage collector ends an abandoned coroutine in a context of its own
+            running.reset(self._token)

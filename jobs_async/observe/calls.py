@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jobs_async.core.options import NewJob
     from jobs_async.core.query import JobQuery
     from jobs_async.core.records import Record
-    from jobs_async.core.store import Beat, Fetched, Lifeline, Node, QueueInfo, Tick
+    from jobs_async.core.store import Beat, Clock, Fetched, Lifeline, Node, QueueInfo, Tick
     from jobs_async.inprocess import SpanFactory
 
 T = TypeVar("T")
@@ -100,8 +100,10 @@ class ObservedStore(Store):
     async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
         return await self._observed("fetch", self.inner.fetch(queue, limit, node=node))
 
-    async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
-        return await self._observed("apply", self.inner.apply(steps))
+    async def apply(self, steps: Sequence[Transition], **more: Any) -> list[Job[Any] | None]:
+        apply: Any = self.inner.apply  # as with `insert`
+        jobs: list[Job[Any] | None] = await self._observed("apply", apply(steps, **more))
+        return jobs
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         return await self._observed("select", self.inner.select(query))
@@ -155,6 +157,10 @@ class ObservedStore(Store):
 
     def lifeline(self) -> Lifeline | None:
         return self.inner.lifeline()
+
+    @property
+    def shared_clock(self) -> Clock | None:
+        return getattr(self.inner, "shared_clock", None)
 
     def wakes(self, tell: Callable[[Hint], None]) -> Callable[[], None]:
         return self.inner.wakes(tell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from jobs_async.core.events import (
     StoreFailing,
     StoreRecovered,
 )
+from jobs_async.observe.crons import CronFold
 
 if TYPE_CHECKING:
     from jobs_async.core.job import Job
@@ -76,6 +77,7 @@ class EventFold:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._lock = metrics.lock
+        self._crons = CronFold(metrics)
         self._told = _Told()
         self._workers: dict[Key, _Worker] = {}
         self._folds = {**self._of_runtime(), **(self._of_jobs() if metrics.per_job else {})}
@@ -94,23 +96,37 @@ class EventFold:
             with self._lock:
                 fold(event)
 
+    def call_with_all(self, events: Sequence[Event]) -> None:
+        """As if it were called with each of these, one after the other."""
+        told, folds = self._told, self._folds
+        if events[-1] is told.event:
+            return
+        told.event = events[-1]
+        with self._lock:
+            for event in events:
+                fold = folds.get(type(event))
+                if fold is not None:
+                    fold(event)
+
     def _of_runtime(self) -> dict[type[Event], Fold]:
         return {
             LoopStalled: self._stalled,
             LeaseLost: self._lost,
             StoreFailing: lambda _: self._store_fails(True),
             StoreRecovered: lambda _: self._store_fails(False),
+            JobEnqueued: lambda event: self._crons.enqueued(event.job),
+            JobCompleted: lambda event: self._crons.completed(event.job),
         }
 
     def _of_jobs(self) -> dict[type[Event], Fold]:
         return {
             **{kind: partial(self._ended, outcome) for kind, outcome in OUTCOMES.items()},
-            JobCompleted: partial(self._ran, OUTCOMES[JobCompleted]),
+            JobCompleted: self._completed,
             JobFailed: partial(self._ran, OUTCOMES[JobFailed]),
             JobDiscarded: partial(self._may_have_run, OUTCOMES[JobDiscarded]),
             JobCancelled: partial(self._may_have_run, OUTCOMES[JobCancelled]),
             JobStarted: self._started,
-            JobEnqueued: partial(_count, self._metrics.enqueued),
+            JobEnqueued: self._enqueued,
             JobDuplicate: partial(_count, self._metrics.duplicates),
             JobSlow: partial(_count, self._metrics.slow),
             JobStuck: partial(_count, self._metrics.stuck),
@@ -132,8 +148,19 @@ class EventFold:
         job = event.job
         worker = self._worker(job)
         if job.attempt == 1 and job.attempted_at is not None:
-            due = max(job.scheduled_at, job.inserted_at)
-            worker.wait.observe(max(0.0, (job.attempted_at - due).total_seconds()))
+            due, stored = job.scheduled_at, job.inserted_at
+            waited = (job.attempted_at - (due if due > stored else stored)).total_seconds()
+            worker.wait.observe(waited if waited > 0.0 else 0.0)
+
+    def _enqueued(self, event: JobEnqueued) -> None:
+        _count(self._metrics.enqueued, event)
+        if event.job.meta_json is not None:
+            self._crons.enqueued(event.job)
+
+    def _completed(self, event: JobCompleted) -> None:
+        self._ran("completed", event)
+        if event.job.meta_json is not None:
+            self._crons.completed(event.job)
 
     def _ended(self, outcome: str, event: JobEvent) -> None:
         self._worker(event.job).outcomes[outcome].value += 1.0

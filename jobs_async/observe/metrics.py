@@ -1,6 +1,7 @@
 """Every metric there is, by its name. Never labelled by job: a label is a series, and series are kept for ever.
 
 The names of runs in this process are the source's (nidus-jobs: Observability), those of the runtime begin with `jobs_`.
+A prefix stands in the place of `nidus_` and `jobs_`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ STALL_BUCKETS = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 JOB = ("queue", "worker")
 
 
+def named(name: str, prefix: str | None) -> str:
+    """The name of a metric under a prefix, or as it is."""
+    return name if prefix is None else prefix + name.partition("_")[2]
+
+
 class Metrics:
     """The families of one Observability, in the order in which they are rendered.
 
     Without `per_job` those are left out that count runs and jobs one by one.
     """
 
-    def __init__(self, *, per_job: bool = True, max_series: int | None = None) -> None:
+    def __init__(self, *, per_job: bool = True, max_series: int | None = None, prefix: str | None = None) -> None:
         self.per_job = per_job
         self.max_series = max_series
         self.lock = threading.Lock()
@@ -86,6 +92,12 @@ class Metrics:
         )
         self.leases_lost = counter("jobs_lease_lost_total", "Times this process was taken for dead.")
         self.store_failing = gauge("jobs_store_failing", "1 while the store fails, else 0.")
+        self.cron_tick = gauge(
+            "jobs_cron_last_tick_timestamp_seconds", "The latest tick whose job was stored here.", ("entry",)
+        )
+        self.cron_success = gauge(
+            "jobs_cron_last_success_timestamp_seconds", "When a job of the entry was completed here last.", ("entry",)
+        )
         self.loop_lag = gauge("jobs_loop_lag_seconds", "How late the event loop was, at worst since the last sample.")
 
         # what all processes share, told by one of them
@@ -96,10 +108,14 @@ class Metrics:
         self.executing = gauge("jobs_executing", "Jobs that run.", ("queue", "node"), merge=sum)
         self.heartbeat = gauge("jobs_node_heartbeat_timestamp_seconds", "When a live node last beat.", ("node",))
 
+        for family in self:
+            family.name = named(family.name, prefix)
+
     def __iter__(self) -> Iterator[Family[Any]]:
         if self.per_job:
             yield from (self.runs_started, self.runs_finished, self.run_duration)
             yield from (self.enqueued, self.duplicates, self.finished, self.run, self.wait, self.slow, self.stuck)
             yield from (self.operations, self.operation_duration)
-        yield from (self.stalls, self.leases_lost, self.store_failing, self.loop_lag)
+        yield from (self.stalls, self.leases_lost, self.store_failing, self.cron_tick, self.cron_success)
+        yield from (self.loop_lag,)
         yield from (self.depth, self.oldest, self.limit, self.paused, self.executing, self.heartbeat)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs_async.core import limits
 from jobs_async.core.errors import OptionError
 from jobs_async.inprocess import NoopObserver, ObservedJobRunner
+from jobs_async.observe.adapters import AdapterObserver
 from jobs_async.observe.asgi import MetricsApp
 from jobs_async.observe.families import Gauge
 from jobs_async.observe.fold import EventFold
-from jobs_async.observe.metrics import Metrics
+from jobs_async.observe.metrics import Metrics, named
 from jobs_async.observe.runs import CallFold, RunObserver
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from jobs_async.inprocess import JobObserver
+    from jobs_async.inprocess import JobObserver, SpanFactory
     from jobs_async.observe.calls import CallObserver
     from jobs_async.telemetry import Handler
 
 SERVICE = ("service", "version", "environment")
+
+_PREFIX = re.compile(r"[a-zA-Z][a-zA-Z0-9_]*_")
 
 
 class Observability:
@@ -35,16 +39,26 @@ class Observability:
         telemetry.attach(observability.telemetry_handler())
         print(observability.render())
 
-    `service`, `version` and `environment` are the labels of a metric `jobs_service_info`.
+    `service`, `version` and `environment` are the labels of a metric `jobs_service_info`. A `prefix`, such as
+    `shop_`, stands in the names of all metrics where otherwise `jobs_` and `nidus_` do.
 
     Raises:
-        OptionError: one of them is not 1 to 255 bytes of text.
+        OptionError: one of them is not 1 to 255 bytes of text, or the prefix not of letters, digits and underscores,
+            beginning with a letter and ending with an underscore.
     """
 
-    def __init__(self, service: str, *, version: str | None = None, environment: str | None = None) -> None:
+    def __init__(
+        self,
+        service: str,
+        *,
+        version: str | None = None,
+        environment: str | None = None,
+        prefix: str | None = None,
+    ) -> None:
         self._service = limits.name(service, "service")
         self._version = "" if version is None else limits.name(version, "version")
         self._environment = "" if environment is None else limits.name(environment, "environment")
+        self._prefix = None if prefix is None else _prefix(prefix)
         self._is_on = False
         self._given: CollectorRegistry | None = None
         self._per_job = True
@@ -102,13 +116,13 @@ class Observability:
                 from jobs_async.observe import prometheus
 
                 registry = prometheus.CollectorRegistry() if self._given is None else self._given
-                metrics = Metrics(per_job=self._per_job, max_series=self._max_series)
+                metrics = Metrics(per_job=self._per_job, max_series=self._max_series, prefix=self._prefix)
                 prometheus.register([self._info(), *metrics], registry)
                 self._made = metrics, registry, EventFold(metrics)
             return self._made
 
     def _info(self) -> Gauge:
-        info = Gauge("jobs_service_info", "What is measured here; always 1.", SERVICE)
+        info = Gauge(named("jobs_service_info", self._prefix), "What is measured here; always 1.", SERVICE)
         info.put(self, {(self._service, self._version, self._environment): 1.0})
         return info
 
@@ -142,6 +156,11 @@ class Observability:
         made, name = self._make(), limits.name(adapter, "adapter")
         return _ignore if made is None else CallFold(made[0], name)
 
+    def adapter_observer(self, *, span: SpanFactory | None = None) -> AdapterObserver:
+        """What measures calls of others in your own code; `span` makes a span for each, also where this is off."""
+        made = self._make()
+        return AdapterObserver(None if made is None else made[0], span)
+
     # --- where it comes out ---
 
     @property
@@ -168,6 +187,12 @@ class Observability:
     def asgi(self) -> MetricsApp:
         """An ASGI app that serves `render()`, whatever the path: mount it, or run it by itself."""
         return MetricsApp(self.render)
+
+
+def _prefix(given: str) -> str:
+    if not _PREFIX.fullmatch(limits.name(given, "prefix")):
+        raise OptionError("prefix must be letters, digits and underscores, from a letter to an underscore, as in shop_")
+    return given
 
 
 def _require_prometheus() -> None:

@@ -50,9 +50,8 @@ def register(families: Iterable[Family[Any]], registry: CollectorRegistry) -> No
     try:
         registry.register(Families(families))
     except ValueError as error:
-        raise OptionError(
-            f"the registry has metrics of these names already ({error}); give each Observability one of its own"
-        ) from None
+        advice = "give each Observability one of its own, or a prefix"
+        raise OptionError(f"the registry has metrics of these names already ({error}); {advice}") from None
 
 
 def text(registry: CollectorRegistry) -> str:

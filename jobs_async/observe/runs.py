@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs_async.observe.adapters import count_call
+
 if TYPE_CHECKING:
     from jobs_async.inprocess import JobResultStatus, ObservedJobContext
     from jobs_async.observe.calls import StoreCall
@@ -33,6 +35,4 @@ class CallFold:
         self._adapter = adapter
 
     def __call__(self, call: StoreCall) -> None:
-        key = (self._adapter, call.operation, "success" if call.succeeded else "failure")
-        self._metrics.operations.add(key)
-        self._metrics.operation_duration.observe(key, call.seconds)
+        count_call(self._metrics, self._adapter, call.operation, call.seconds, succeeded=call.succeeded)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from jobs_async.core import limits
+from jobs_async.core.context import CancelCause
 from jobs_async.core.errors import OptionError, UnreadableArgs
 from jobs_async.core.events import Event, JobCompleted, JobEnqueued, JobFailed, JobResult, JobStarted
 from jobs_async.core.instrument import Instrument
@@ -210,10 +211,9 @@ class _Ending(NamedTuple):
 
 def _ending(ctx: JobContext, error: BaseException | None) -> _Ending:
     """What the runtime will make of it."""
-    told = getattr(getattr(ctx, "cause", None), "value", None)  # why the runtime has cut it, if it has
-    if ctx.job.cancel_requested or told == "cancelled on request":
+    if ctx.job.cancel_requested or ctx.cause is CancelCause.CANCELLED:
         return _Ending("cancelled")
-    if told == "timeout":
+    if ctx.cause is CancelCause.TIMEOUT:
         text = f"timeout: ran for more than {ctx.job.timeout_seconds:g} seconds"
         return _failed(ctx, Failure("Timeout", text))
     match error:

@@ -15,7 +15,7 @@ from jobs_async.core.errors import OptionError
 from jobs_async.telemetry.breaker import REST, Breaker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from jobs_async.core.events import Event
 
@@ -48,6 +48,7 @@ class QueueHandler:
         self._capacity = limits.integer(capacity, "capacity", 1)
         self._events: deque[Event] = deque()
         self._news = threading.Condition()
+        self._is_awaited = False
         self._draining = False
         self._busy = False
         self._breaker = Breaker()
@@ -66,14 +67,21 @@ class QueueHandler:
         return len(self._events) + self._busy
 
     def __call__(self, event: Event) -> None:
+        self.call_with_all((event,))
+
+    def call_with_all(self, events: Sequence[Event]) -> None:
+        """As if it were called with each of these, one after the other."""
         loop = None if self.any_thread else asyncio.get_running_loop()
         with self._news:
-            if len(self._events) >= self._capacity:
-                self._events.popleft()
-                self._drop("is too slow; the oldest events are dropped")
-            self._events.append(event)
+            self._events.extend(events)
+            excess = len(self._events) - self._capacity
+            if excess > 0:
+                for _ in range(excess):
+                    self._events.popleft()
+                self._drop("is too slow; the oldest events are dropped", excess)
             if self._draining:
-                self._news.notify()
+                if self._is_awaited:
+                    self._news.notify()
                 return
             self._draining = True
         self._start(loop)
@@ -95,10 +103,10 @@ class QueueHandler:
                 self._start(asyncio.get_running_loop())
             await asyncio.sleep(LOOK_AGAIN)
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: str, number: int = 1) -> None:
         if not self.dropped:
             logger.warning("%r %s", self._sink, why)
-        self.dropped += 1
+        self.dropped += number
 
     def _next(self) -> Event | None:
         """The next event to pass on; None where there is none, and draining ends. Called with the lock held."""
@@ -115,7 +123,9 @@ class QueueHandler:
         while True:
             with self._news:
                 if not self._events:
+                    self._is_awaited = True
                     self._news.wait(LINGER)
+                    self._is_awaited = False
                 event = self._next()
             if event is None:
                 return

@@ -14,9 +14,11 @@ class Breaker:
     The first call after the rest is a trial: one more failure opens the circuit again.
     """
 
-    __slots__ = ("_failures", "_until")
+    __slots__ = ("_failures", "_until", "has_failed")
 
     def __init__(self) -> None:
+        self.has_failed = False
+        """Whether the last call of it failed; where not, there is nothing to ask."""
         self._failures = 0
         self._until = float("-inf")
 
@@ -25,11 +27,11 @@ class Breaker:
         return now < self._until
 
     def worked(self) -> None:
-        self._failures = 0
+        self._failures, self.has_failed = 0, False
 
     def failed(self, now: float) -> bool:
         """Count a failure; True where it opens the circuit."""
-        self._failures += 1
+        self._failures, self.has_failed = self._failures + 1, True
         if self._failures < FAILURES:
             return False
         self._until = now + REST

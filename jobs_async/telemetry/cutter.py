@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 HANDLER_SECONDS = 5.0
 """How long an async handler may take for one event before it is cut."""
+NAME = "jobs_async telemetry handler"
 
 
 class Cut(TimeoutError):
@@ -44,8 +46,30 @@ class Cutter:
             Cut: it took too long.
             BaseException: what it raised.
         """
+        task = self._begun(answer)
+        if not task.done():
+            await self._end(task, answer)
+        error = asyncio.CancelledError() if task.cancelled() else task.result()
+        if error is not None:
+            raise error
+
+    def _begun(self, answer: Awaitable[object]) -> asyncio.Task[BaseException | None]:
+        """A task for a handler. From Python 3.12 on it runs at once as far as it gets, which is far cheaper."""
+        if sys.version_info >= (3, 12):
+            try:
+                return asyncio.Task(self._outcome_of(answer), loop=self.loop, name=NAME, eager_start=True)
+            finally:
+                self.task = None
+        return self.loop.create_task(self._outcome_of(answer), name=NAME)
+
+    async def _end(self, task: asyncio.Task[BaseException | None], answer: Awaitable[object]) -> None:
+        """Wait for it.
+
+        Raises:
+            Cut: it took too long.
+        """
         over = self._over = self.loop.create_future()
-        task = self.task = self.loop.create_task(_end_of(answer), name="jobs_async telemetry handler")
+        self.task = task
         task.add_done_callback(lambda _: _finish(over, answer))
         self._began = self.loop.time()
         if self._timer is None:
@@ -60,9 +84,15 @@ class Cutter:
         if not task.done():
             task.cancel()
             raise Cut(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.result()
-        if error is not None:
-            raise error
+
+    async def _outcome_of(self, answer: Awaitable[object]) -> BaseException | None:
+        """What a handler raised, as a value: an event loop does not survive a SystemExit out of a task."""
+        self.task = asyncio.current_task()
+        try:
+            await answer
+        except BaseException as error:
+            return error
+        return None
 
     def _strike(self) -> None:
         self._timer = None
@@ -81,12 +111,3 @@ def _finish(over: asyncio.Future[None], answer: Awaitable[object]) -> None:
         answer.close()
     if not over.done():
         over.set_result(None)
-
-
-async def _end_of(answer: Awaitable[object]) -> BaseException | None:
-    """What a handler raised, as a value: an event loop does not survive a SystemExit out of a task."""
-    try:
-        await answer
-    except BaseException as error:
-        return error
-    return None

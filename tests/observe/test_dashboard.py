@@ -69,6 +69,8 @@ async def page() -> str:
 
         for by in (1, 0):
             await jobs.wait(await divide.enqueue(by), timeout=20)
+        tick = {"cron": "nightly", "cron_at": "2026-03-01T02:00:00+00:00"}
+        await jobs.wait(await divide.options(meta=tick).enqueue(1), timeout=20)
         for _ in range(2):
             await divide.options(unique_key="once", delay=3600).enqueue(2)
         gauges = Gauges(jobs, observability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -174,6 +175,27 @@ async def test_attached_twice_it_counts_once() -> None:
         await telemetry.emit(JobEnqueued(job=job(), at=NOON))
     assert observability.metrics is not None
     assert read(observability.metrics.enqueued) == {QUEUE_AND_WORKER: 2}
+
+
+def test_many_events_at_once_count_as_they_do_one_by_one() -> None:
+    events = [event for event, _ in EVENTS]
+    together, apart = Metrics(), Metrics()
+    EventFold(together).call_with_all(events)
+    fold = EventFold(apart)
+    for event in events:
+        fold(event)
+    assert [list(family.samples()) for family in together] == [list(family.samples()) for family in apart]
+    assert any(sample.value for family in together for sample in family.samples())
+
+
+async def test_attached_twice_it_counts_many_events_once() -> None:
+    metrics = Metrics()
+    fold, telemetry = EventFold(metrics), Telemetry()
+    for _ in range(2):
+        telemetry.attach(fold)
+    for _ in range(2):
+        await telemetry.deliver(deque(ended(JobEnqueued) for _ in range(3)))
+    assert read(metrics.enqueued) == {QUEUE_AND_WORKER: 6}
 
 
 def test_attached_twice_it_counts_once_in_each_of_two_threads() -> None:

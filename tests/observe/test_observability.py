@@ -14,6 +14,7 @@ from jobs_async import JobEnqueued, OptionError, Supervisor, Telemetry
 from jobs_async.inprocess import JobQueue, JobResultStatus, NoopObserver, ObservedJobContext, ObservedJobRunner
 from jobs_async.observe import Observability
 from jobs_async.observe.families import OVERFLOW
+from jobs_async.observe.metrics import Metrics
 from tests.observe.support import NOON, job, numbers, parsed, samples, serving, value
 
 HOSTILE = ['quote"d', "back\\slash", "new\nline", "\\n", '{a="b"} 1', "täglich 🦊", "", "  ", "x" * 255]
@@ -231,6 +232,39 @@ def test_two_into_one_registry_are_refused() -> None:
     for use in (second.telemetry_handler, second.job_observer, second.render):
         with pytest.raises(OptionError, match="one of its own"):
             use()
+
+
+def test_a_prefix_stands_in_every_name_where_the_usual_words_do() -> None:
+    usual = {family.name for family in Metrics()}
+    prefixed = [family.name for family in Metrics(prefix="jobs_async_")]
+    assert set(prefixed) == {"jobs_async_" + name.partition("_")[2] for name in usual}
+    assert len(set(prefixed)) == len(usual)
+    assert {name.partition("_")[0] for name in usual} == {"jobs", "nidus"}
+    observability = on(prefix="jobs_async_", version="1.4").max_series(5)
+    observability.telemetry_handler()(JobEnqueued(job=job(), at=NOON))
+    finish(observability, "a", JobResultStatus.SUCCESS, 0.25)
+    text = observability.render()
+    assert value(text, "jobs_async_enqueued_total", queue="default", worker="resize") == 1
+    assert value(text, "jobs_async_jobs_finished_total", job="a", status="success") == 1
+    assert value(text, "jobs_async_job_duration_seconds_sum", job="a", status="success") == 0.25
+    assert value(text, "jobs_async_service_info", service="shop", version="1.4", environment="") == 1
+    assert all(name.startswith("jobs_async_") for name, _ in numbers(text))
+
+
+def test_two_with_prefixes_of_their_own_share_a_registry() -> None:
+    registry = CollectorRegistry()
+    one, two = (Observability("shop", prefix=prefix).prometheus(registry) for prefix in ("one_", "two_"))
+    finish(one, "a", JobResultStatus.SUCCESS, 1)
+    finish(two, "a", JobResultStatus.SUCCESS, 2)
+    for text in (one.render(), two.render()):
+        assert value(text, "one_job_duration_seconds_sum", job="a", status="success") == 1
+        assert value(text, "two_job_duration_seconds_sum", job="a", status="success") == 2
+
+
+@pytest.mark.parametrize("prefix", ["", "_", "shop", "1_", "_shop_", "sh-op_", "shop:_", "shop_\n", "täglich_", 7])
+def test_a_prefix_that_would_make_bad_names_is_refused(prefix: Any) -> None:
+    with pytest.raises(OptionError, match="prefix"):
+        Observability("shop", prefix=prefix)
 
 
 def test_without_job_metrics_neither_runs_nor_jobs_are_counted() -> None:
