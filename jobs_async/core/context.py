@@ -72,10 +72,28 @@ class JobContext(Protocol):
         ...
 
     async def progress(self, fraction: float, note: str = "") -> None:
-        """Store how far this run is (0 … 1); kept with the job until its next run.
+        """Store how far this run is (0 … 1); kept with the job until its next run. After `complete` it does nothing.
 
         Raises:
             OptionError: the fraction is out of bounds, or the note longer than 255 bytes.
+        """
+        ...
+
+    async def complete(self, *, connection: object, result: object = None) -> None:
+        """Complete the job, with its result, inside the transaction that is open on `connection`, so that what the
+        handler writes there takes effect exactly once: both are committed, or neither is.
+
+        Commit before the handler ends, and let it end soon after. What it returns or raises after the commit changes
+        nothing any more. Where the transaction is rolled back, its end counts as it always does; and `complete` may
+        be called again in another transaction. On the SQL stores only; `connection` is what `enqueue` takes.
+
+        Raises:
+            StaleClaim: this run no longer holds the job, or somebody has asked to cancel it: let it leave the
+                transaction, which is then rolled back.
+            OptionError: the store has no transactions, or `connection` is none of its own; or this is called for the
+                second time in one transaction, in one that began before the job was claimed, outside of the handler.
+            ArgsError: the result has no JSON form.
+            StoreError, and the driver's own errors: as an enqueue on this connection.
         """
         ...
 

@@ -10,6 +10,7 @@ JobsError
 ├── JobNotFound (LookupError)     no job of this id is stored
 ├── NotBound                      a worker cannot tell which Supervisor to enqueue into
 ├── UniqueConflict                a live job holds the unique key (UniqueStrategy.REJECT)
+├── StaleClaim                    a run that would complete its job in a transaction no longer holds it
 ├── ResultError                   the awaited job was discarded or cancelled
 ├── IllegalTransition             a state change outside the life cycle: a bug in a store or a tool
 ├── TelemetryError (RuntimeError) emit or attach called from inside a handler of the same Telemetry
@@ -81,6 +82,14 @@ class UniqueConflict(JobsError):
     def __init__(self, job: Job[Any]) -> None:
         super().__init__(f"job {job.id} ({job.worker}, {job.state.name}) is live and holds this unique key")
         self.job = job
+
+
+class StaleClaim(JobsError):
+    """`JobContext.complete`: this run no longer holds its job, or somebody has asked to cancel it.
+
+    Let it leave the transaction, so that the transaction is rolled back: what it would commit belongs to a run that
+    does not count. Out of the handler it is no failure, and takes no attempt from the job.
+    """
 
 
 class ResultError(JobsError):

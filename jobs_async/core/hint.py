@@ -10,8 +10,9 @@ from msgspec import Struct
 class Hint(Struct, frozen=True):
     """Something may have happened elsewhere: there is "work" in a queue, a "cancel" for a node, a word on a "queue".
 
-    Never needed for correctness: hints may come late, twice, or not at all.
+    Or "anything": whoever gives hints could not for a while, and says so. Never needed for correctness: hints may come
+    late, twice, or not at all.
     """
 
-    kind: Literal["work", "cancel", "queue"]
-    name: str
+    kind: Literal["work", "cancel", "queue", "anything"]
+    name: str = ""

@@ -204,6 +204,14 @@ class Store(Protocol):
         """A way to renew leases while the event loop is blocked; without one, a long block costs the lease."""
         return None
 
+    @property
+    def shared_clock(self) -> Clock | None:
+        """The clock that every process on this store goes by, whatever its own says; None where there is none.
+
+        By it cron ticks are fired and events are dated. Asking it costs nothing.
+        """
+        return None
+
     def wakes(self, tell: Callable[[Hint], None]) -> Callable[[], None]:
         """Call `tell`, in the event loop, when another process may have given this one something to do.
 

@@ -24,6 +24,7 @@ from msgspec import Struct
 from jobs_async.core.job import JobState
 from jobs_async.runtime.crew import Crew
 from jobs_async.runtime.herald import Herald
+from jobs_async.runtime.host import clock_of
 from jobs_async.runtime.janitor import Janitor
 from jobs_async.runtime.loops import Bell, every
 from jobs_async.runtime.member import Member
@@ -36,6 +37,7 @@ from jobs_async.runtime.settler import Settler
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from jobs_async.core.hint import Hint
     from jobs_async.core.job import Job
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.schedule import CronEntry
@@ -106,9 +108,10 @@ class Engine:
         crons: Mapping[str, CronEntry] | None = None,
     ) -> None:
         self._host = host
-        self._scheduler = None if crons is None else Scheduler(host, crons)
+        clock = clock_of(host)
+        self._scheduler = None if crons is None else Scheduler(host, crons, clock)
         self._settings = settings
-        self._herald = Herald(telemetry, host.clock)
+        self._herald = Herald(telemetry, clock)
         self._outage = Outage(self._herald)
         self._settler = Settler(host.store, self._herald, self._outage, host.rng, settled)
         runners = {
@@ -147,15 +150,36 @@ class Engine:
         )
         self._stop_asked = asyncio.Event()
         self._beating, self._rescuing, self._pruning, self._ticking = Bell(), Bell(), Bell(), Bell()
-        self._leaving = self._ended = False
+        self._leaving = self._ended = self._is_hurried = False
+        self._grace: asyncio.Timeout | None = None
         self.report = ShutdownReport()
         self._task: asyncio.Task[None] | None = None
+        self._unheard: Callable[[], None] = _nothing
 
     async def start(self) -> None:
         """Join the nodes, then run; raises what the store raises, and then nothing has begun."""
         if self.crew.runners:
             await self._member.join()
+            if (wakes := getattr(self._host.store, "wakes", None)) is not None:
+                self._unheard = wakes(self._heed)
         self._task = asyncio.get_running_loop().create_task(self._live(), name="jobs_async engine")
+
+    def _heed(self, hint: Hint) -> None:
+        """Look now at what would be found by the next poll, or said in the answer to the next sign of life."""
+        match hint.kind:
+            case "work":
+                self.crew.nudge(hint.name)
+            case "cancel" if hint.name == self._member.id:
+                self._beating.ring()
+            case "queue" if hint.name in self.crew.runners:
+                self._beating.ring()
+                self.crew.nudge(hint.name)
+            case "anything":
+                self._beating.ring()
+                for queue in self.crew.runners:
+                    self.crew.nudge(queue)
+            case _:
+                pass
 
     @property
     def node(self) -> str | None:
@@ -170,6 +194,13 @@ class Engine:
     def ask_to_stop(self) -> None:
         """Begin the stop sequence; asking twice is asking once."""
         self._stop_asked.set()
+
+    def hurry(self) -> None:
+        """Let a stop, this one or the next, wait no longer for running jobs."""
+        self._is_hurried = True
+        if self._grace is not None:
+            with suppress(RuntimeError):  # it is over already
+                self._grace.reschedule(asyncio.get_running_loop().time())
 
     async def die(self) -> None:
         """End as by `kill -9`, save that handlers are cancelled: nothing is settled and nothing handed back. The lease
@@ -205,6 +236,7 @@ class Engine:
             await self._stop(settling, claiming, loops)
         finally:
             self._ended = True
+            self._unheard()
             self.report = self._take_stock()
             for run in self.crew.runs():  # where a stranger has cancelled even us
                 run.stop(Cause.STOP)
@@ -272,10 +304,11 @@ class Engine:
             runner.stop()
         for bell in (self._rescuing, self._pruning, self._ticking):
             bell.ring()
-        if not await self._all_settled(claiming, self._settings.shutdown_timeout):
+        self._grace = asyncio.timeout(0.0 if self._is_hurried else self._settings.shutdown_timeout)
+        if not await self._all_settled(claiming, self._grace):
             for run in self.crew.runs():
                 run.stop(Cause.STOP)
-            await self._all_settled(claiming, CANCEL_GRACE)
+            await self._all_settled(claiming, asyncio.timeout(CANCEL_GRACE))
         self._herald.hurry(TELLING_GRACE)
         self._leaving = True
         self._beating.ring()
@@ -304,10 +337,10 @@ class Engine:
             tuple(run.job.id for run in left if not run.task or run.task.done()),
         )
 
-    async def _all_settled(self, claiming: list[asyncio.Task[Any]], seconds: float) -> bool:
+    async def _all_settled(self, claiming: list[asyncio.Task[Any]], deadline: asyncio.Timeout) -> bool:
         """Wait until no claim is on its way, and every run has ended and been settled; whether that came in time."""
         try:
-            async with asyncio.timeout(seconds):
+            async with deadline:
                 if claiming:
                     await asyncio.wait(claiming)
                 self.crew.bury()
@@ -319,3 +352,7 @@ class Engine:
         except TimeoutError:
             return False
         return True
+
+
+def _nothing() -> None:
+    """Where there is nothing to end."""

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Iterable
     from datetime import datetime
 
     from jobs_async.core.events import Event
@@ -51,14 +51,14 @@ class Herald:
         if self._telemetry is not None and self._telemetry.is_watched:
             made = deque(events(self._clock.now()))
             if made:
-                await self._in_time(self._telemetry.deliver(_one_by_one(made)), made)
+                await self._in_time(self._telemetry.deliver(made), made)
 
     def tell_soon(self, event: Callable[[datetime], Event], *, told_urgently: bool = False) -> None:
         """Deliver an event without waiting for it."""
         telemetry = self._telemetry
         if telemetry is not None and telemetry.is_watched:
             made = deque([event(self._clock.now())])
-            delivery = telemetry.deliver(_one_by_one(made), told_urgently=told_urgently)
+            delivery = telemetry.deliver(made, told_urgently=told_urgently)
             task = asyncio.get_running_loop().create_task(self._in_time(delivery, made), name="jobs_async telling")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -99,10 +99,3 @@ class Herald:
             del self._open[timeout]
             if self._left is not None and not self._open:
                 self._left = max(0.0, self._left - (loop.time() - self._since))
-
-
-def _one_by_one(events: deque[Event]) -> Iterator[Event]:
-    """Each is taken out once it has been told, so that what is left says what was not."""
-    while events:
-        yield events[0]
-        events.popleft()

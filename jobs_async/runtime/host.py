@@ -25,3 +25,16 @@ class Host(Protocol):
     async def enqueue(self, draft: Draft[Any], /, *, connection: object = None) -> Job[Any]: ...
 
     async def insert_tick(self, entry: CronEntry | None, tick: Tick) -> list[Job[Any]]: ...
+
+
+class Timed(Protocol):
+    """What has a store and a clock."""
+
+    store: Store
+    clock: Clock
+
+
+def clock_of(host: Timed) -> Clock:
+    """The store's where it has one that all nodes share: a node whose own is wrong shall fire no tick early."""
+    shared: Clock | None = getattr(host.store, "shared_clock", None)
+    return shared or host.clock

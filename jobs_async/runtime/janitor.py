@@ -9,6 +9,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from jobs_async.core.errors import StoreBusy
 from jobs_async.core.events import outcome_event
 from jobs_async.core.job import JobState
 from jobs_async.core.lifecycle import decide
@@ -75,11 +76,21 @@ class Janitor:
             after = jobs[-1].id
             delays = await asyncio.gather(*(self._delay(job, place) for place, job in enumerate(jobs)))
             steps = [decide(job, self._lost, delay) for job, delay in zip(jobs, delays, strict=True)]
-            freed = zip(steps, await in_time(self._host.store.apply(steps)), strict=True)
+            freed = zip(steps, await self._apply(steps), strict=True)
             done = [(step, job) for step, job in freed if job is not None]
             await self._herald.tell(partial(_freed, done))
             for _, job in done:
                 self._crew.nudge(job.queue)
+
+    async def _apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+        """Free what can be: a transaction that a dead node has left open may hold one job, and must not hold all."""
+        try:
+            return await in_time(self._host.store.apply(steps))
+        except StoreBusy:
+            if len(steps) == 1:
+                logger.warning("job %d is lost, and locked by a transaction; it is rescued later", steps[0].job.id)
+                return [None]
+        return [job for step in steps for job in await self._apply([step])]
 
     async def _delay(self, job: Job[Any], place: int) -> float:
         """As its worker's strategy says, where we know the worker; only from the second rescue on is there one.

@@ -130,8 +130,11 @@ class Member:
             page = runs[start : start + MAX_PAGE]
             rows = await in_time(self._store.select(JobQuery(ids=[run.job.id for run in page], limit=MAX_PAGE)))
             held = {(job.id, job.claim) for job in rows if job.state is JobState.executing}
+            ended = {(job.id, job.claim) for job in rows if job.state is JobState.completed}
             for run in page:
-                if (run.job.id, run.job.claim) not in held and run.outcome is None:
+                key = run.job.id, run.job.claim
+                is_ours = key in held or (key in ended and run.completion is not None)
+                if not is_ours and run.outcome is None:
                     self._crew.end(run, Cause.TAKEN)
 
     # --- while the event loop is blocked ---

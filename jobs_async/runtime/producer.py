@@ -16,7 +16,9 @@ from jobs_async.core.events import Event, JobCancelled, JobDuplicate, JobEnqueue
 from jobs_async.core.options import NO_OPTIONS, Draft, JobOpts, NewJob
 from jobs_async.core.store import MAX_PAGE, Clock, JobQuery, Store, validate_store
 from jobs_async.runtime.herald import Herald
+from jobs_async.runtime.host import clock_of
 from jobs_async.runtime.instruments import Instruments
+from jobs_async.runtime.joining import joined
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.waiting import Waiters
 from jobs_async.stores.urls import store_from_url
@@ -75,7 +77,7 @@ class Producer:
         self._opened_by_us = False
         self._opening = asyncio.Lock()
         self._waiters = Waiters(self.store)
-        self._herald = Herald(telemetry, self.clock)
+        self._herald = Herald(telemetry, clock_of(self))
 
     @property
     def is_running(self) -> bool:
@@ -148,7 +150,7 @@ class Producer:
         with self.instruments.enqueuing(new) as marked:
             if connection is None:
                 return await finish_anyway(self._insert(marked))
-            jobs = await self._insert_within(marked, connection)
+            jobs = await joined(self.store, "insert", marked, connection)
         await self._announce(jobs, in_transaction=True)
         return jobs
 
@@ -174,15 +176,6 @@ class Producer:
         if context is not None and opts.correlation_id is None and context.correlation_id is not None:
             opts = opts.over(JobOpts(correlation_id=context.correlation_id))
         return NewJob.of(draft.worker, draft.args_json, opts)
-
-    async def _insert_within(self, new: Sequence[NewJob], connection: object) -> list[Job[Any]]:
-        insert: Any = self.store.insert
-        try:
-            return list(await insert(new, connection=connection))
-        except TypeError as error:
-            if "connection" not in str(error):
-                raise
-            raise OptionError(f"{type(self.store).__name__} has no transactions to join with connection=") from None
 
     async def _announce(self, jobs: Sequence[Job[Any]], *, in_transaction: bool) -> None:
         """Tell of new jobs, then wake who is to run them; a transaction that is still open wakes nobody."""

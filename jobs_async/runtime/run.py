@@ -10,16 +10,15 @@ import inspect
 import logging
 import threading
 from datetime import datetime, timedelta
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 
 from jobs_async.core import limits
-from jobs_async.core.context import current
-from jobs_async.core.errors import ArgsError, OptionError, UnreadableArgs
-from jobs_async.core.job import Job, Progress
+from jobs_async.core.context import CancelCause, current
+from jobs_async.core.errors import ArgsError, JobsError, OptionError, StaleClaim, UnreadableArgs
+from jobs_async.core.job import Job, JobState, Progress
 from jobs_async.core.lifecycle import Patch, Transition, decide
 from jobs_async.core.outcome import (
     Cancel,
@@ -38,6 +37,7 @@ from jobs_async.core.outcome import (
 from jobs_async.core.store import JobQuery
 from jobs_async.runtime.backoff import default_delay, retry_delay
 from jobs_async.runtime.failures import Told, failure_of
+from jobs_async.runtime.joining import joined
 from jobs_async.runtime.patience import in_time
 from jobs_async.runtime.whereabouts import of_coroutine, of_thread
 
@@ -56,14 +56,7 @@ STUCK_AFTER = 3.0
 """Seconds after which a handler that was told to end, and does not, is reported."""
 
 
-class Cause(Enum):
-    """Why we cancelled a run."""
-
-    TIMEOUT = "timeout"
-    CANCELLED = "cancelled on request"
-    TAKEN = "taken over"
-    STOP = "stop"
-    LEASE_LOST = "lease lost"
+Cause = CancelCause
 
 
 class Flag:
@@ -104,10 +97,12 @@ class Run:
         "began_at",
         "cancelled",
         "cause",
+        "completion",
         "deadline_at",
         "duration",
         "host",
         "is_slow",
+        "is_stale",
         "is_stuck",
         "job",
         "outcome",
@@ -123,6 +118,8 @@ class Run:
         self.cancelled = Flag()
         self.cause: Cause | None = None
         self.outcome: Outcome | None = None
+        self.completion: Transition | None = None
+        """What the handler has asked of a transaction of its own, whether that was committed or not."""
         self.task: asyncio.Task[None] | None = None
         self.retry_in = 0.0
         self._in_thread = False
@@ -130,6 +127,7 @@ class Run:
         self._is_cut = False
         self.is_stuck = False
         self.is_slow = False
+        self.is_stale = False
         self.duration = 0.0
         self.deadline_at = NEVER
         self.began_at = 0.0
@@ -157,6 +155,8 @@ class Run:
             raise OptionError("progress must be a fraction from 0 to 1")
         if note:
             limits.name(note, "the note of a progress")
+        if self.completion is not None:
+            return  # its own transaction may hold the row, and would wait for itself
         patch = Patch(progress=Progress(float(fraction), note))
         for _ in range(2):
             (job,) = await in_time(self.host.store.apply([Transition(self.job, self.job.state, patch=patch)]))
@@ -167,6 +167,41 @@ class Run:
             if not rows or (rows[0].state, rows[0].claim) != (self.job.state, self.job.claim):
                 return
             self.job = rows[0]  # somebody asked to cancel it meanwhile; it is still ours
+
+    async def complete(self, *, connection: object, result: object = None) -> None:
+        if self.outcome is not None or current.get(self) is not self:
+            raise OptionError(f"complete() is for the handler of job {self.job.id}, while that runs")
+        if connection is None:
+            raise OptionError("complete() needs the connection= of a transaction; without one, return the result")
+        text = None if result is None else self.worker.encode_result(result)
+        before, step = self.completion, Transition(self.job, JobState.completed, result=text)
+        self.completion = step  # before it is written, for an answer may get lost
+        job = None
+        try:
+            if not self.job.cancel_requested:
+                (job,) = await joined(self.host.store, "apply", [step], connection)
+        except OptionError:
+            self.completion = before
+            raise
+        if job is None:
+            self.completion = before
+            raise await self._refused()
+
+    async def _refused(self) -> JobsError:
+        """Why the fence did not let a completion through, as it looks from outside of the handler's transaction."""
+        found = await in_time(self.host.store.select(JobQuery(ids=[self.job.id])))
+        row = found[0] if found and found[0].claim == self.job.claim else None
+        name = f"job {self.job.id}"
+        if self.completion is not None and row is not None and row.state is JobState.completed:
+            return StaleClaim(f"{name} is completed already, by a transaction of this run")
+        if row is None or row.state is not JobState.executing:
+            self.is_stale = True
+            return StaleClaim(f"{name} is no longer held by this run: it was rescued, replaced or ended meanwhile")
+        if row.cancel_requested:
+            self.job, self.is_stale = row, True
+            return StaleClaim(f"somebody has asked to cancel {name}")
+        text = "does not see this run: it has completed it already, or it began before the job was claimed"
+        return OptionError(f"the transaction on connection= {text}")
 
     async def enqueue(self, draft: Draft[Any], *, connection: object = None) -> Job[Any]:
         return await self.host.enqueue(draft, connection=connection)
@@ -289,6 +324,8 @@ class Run:
                 return Discarded(failure_of(error))
             case asyncio.CancelledError() if self.cause is not None:
                 return Interrupted()
+            case StaleClaim() if self.is_stale:
+                return Interrupted()  # which the fence refuses, or a requested cancellation overrules
             case _:
                 return Failed(failure_of(error))
 
@@ -310,6 +347,8 @@ class Run:
         if job.attempt < job.max_attempts:
             self.retry_in = await retry_delay(self.worker, max(0, job.attempt - 1), self.host)
             then = f"next in {self.retry_in:.1f} s"
+        if self.completion is not None:
+            then = "it stays completed if the transaction that it called complete() in was committed"
         told = None if self.cause is Cause.TIMEOUT else error
         what = "timed out" if told is None else "failed"
         if isinstance(told, Told):  # our own traceback would say nothing about it

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from jobs_async.core.schedule import CronEntry
+    from jobs_async.core.store import Clock
     from jobs_async.runtime.host import Host
 
 LOOK_EVERY = 30.0
@@ -48,8 +49,9 @@ class _Plan:
 class Scheduler:
     """Fires the ticks of entries that may come and go while it runs."""
 
-    def __init__(self, host: Host, entries: Mapping[str, CronEntry]) -> None:
+    def __init__(self, host: Host, entries: Mapping[str, CronEntry], clock: Clock) -> None:
         self._host = host
+        self._clock = clock
         self._entries = entries
         self._plans: dict[str, _Plan] = {}
         self._left: dict[str, datetime] = {}
@@ -57,7 +59,7 @@ class Scheduler:
 
     def notice(self) -> None:
         """Entries have come or gone: from this very moment on the ticks of new ones count."""
-        now, before = self._host.clock.now(), self._plans
+        now, before = self._clock.now(), self._plans
         for name, plan in before.items():
             if self._entries.get(name) is not plan.entry:
                 self._left[plan.entry.series] = now
@@ -75,12 +77,12 @@ class Scheduler:
         failed: Exception | None = None
         for plan in list(self._plans.values()):
             try:
-                await self._see_to(plan, self._host.clock.now())
+                await self._see_to(plan, self._clock.now())
             except Exception as error:
                 failed = failed or error
         if failed is not None:
             raise failed
-        now = self._host.clock.now()
+        now = self._clock.now()
         waits = [(plan.next_at - now).total_seconds() + A_MOMENT for plan in self._plans.values()]
         return max(0.0, min([*waits, LOOK_EVERY]))
 

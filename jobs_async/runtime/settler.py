@@ -1,7 +1,8 @@
 """Making outcomes durable: what waits while one write is in flight shares the next (natural batching, no timer).
 
 A run keeps its slot until its settlement is durable and its event delivered, so a kill repeats at most what is
-running. A store that is away is asked again until it is back.
+running. A store that is away is asked again until it is back. Where a handler has completed its job in a transaction of
+its own, the store is asked what became of that, and only what was rolled back is settled here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jobs_async.core.errors import WriteRefused
 from jobs_async.core.events import Event, StaleSettlement, outcome_event
 from jobs_async.core.job import DEFERRED, Job, JobState
 from jobs_async.core.lifecycle import Transition, advance, decide
-from jobs_async.core.outcome import Discarded, Failure
+from jobs_async.core.outcome import Completed, Discarded, Failed, Failure
 from jobs_async.core.store import JobQuery, Store
 from jobs_async.runtime.loops import Bell
 from jobs_async.runtime.patience import in_time
@@ -37,8 +38,10 @@ TRIES_TOGETHER = 3
 REFUSALS = (WriteRefused, ValueError, TypeError)
 REFUSED = "SettlementRefused"
 SETTLING, READING = "settling jobs", "reading jobs"
+COMPLETING = "settling jobs that a transaction of their handler may still hold"
 
 Release = Callable[[list[Run]], None]
+Settled = tuple[Run, Transition, Job[Any] | None]
 
 logger = logging.getLogger("jobs_async")
 
@@ -55,6 +58,7 @@ class Settler:
         self._rng = rng
         self._settled = settled
         self._inbox: list[tuple[Run, Release]] = []
+        self._apart: set[asyncio.Task[None]] = set()
         self._bell = Bell()
         self._closing = False
 
@@ -69,26 +73,69 @@ class Settler:
         self._bell.ring()
 
     async def loop(self) -> None:
-        while self._inbox or not self._closing:
-            await self._bell.wait()
-            self._bell.silence()
-            while self._inbox:
-                batch, self._inbox = self._inbox[:MAX_BATCH], self._inbox[MAX_BATCH:]
-                try:
-                    await self._settle([run for run, _ in batch])
-                finally:
-                    for release, ended in _by_release(batch).items():
-                        release(ended)
+        try:
+            while self._inbox or not self._closing:
+                await self._bell.wait()
+                self._bell.silence()
+                while self._inbox:
+                    batch, self._inbox = self._inbox[:MAX_BATCH], self._inbox[MAX_BATCH:]
+                    await self._serve(batch)
+            while self._apart:
+                await asyncio.wait(self._apart)
+        finally:
+            for task in self._apart:
+                task.cancel()
 
-    async def _settle(self, runs: Sequence[Run]) -> None:
+    async def _serve(self, batch: Sequence[tuple[Run, Release]]) -> None:
+        """Settle these; those apart whose row an open transaction may hold, for nobody else shall wait for that."""
+        mine = list(batch)
+        try:
+            done = await self._completed([run for run, _ in batch if run.completion is not None])
+            mine = [each for each in batch if each[0].completion is None or each[0] in done]
+            for run, release in batch:
+                if run.completion is not None and run not in done:
+                    self._set_apart(run, release)
+            runs = [run for run, _ in mine if run.completion is None]
+            settled = [(run, run.completion, job) for run, job in done.items() if run.completion is not None]
+            await self._tell([*settled, *(await self._settle(runs) if runs else ())])
+        finally:
+            for release, ended in _by_release(mine).items():
+                release(ended)
+
+    def _set_apart(self, run: Run, release: Release) -> None:
+        task = asyncio.get_running_loop().create_task(self._settle_apart(run, release), name="jobs_async settling")
+        self._apart.add(task)
+        task.add_done_callback(self._apart.discard)
+
+    async def _settle_apart(self, run: Run, release: Release) -> None:
+        try:
+            await self._tell(await self._settle([run], COMPLETING))
+        finally:
+            release([run])
+
+    async def _completed(self, runs: Sequence[Run]) -> dict[Run, Job[Any]]:
+        """The records of those that a transaction of their handler has completed."""
+        if not runs:
+            return {}
+        ids = [run.job.id for run in runs]
+        rows = await self._insist(lambda: self._store.select(JobQuery(ids=ids, limit=len(ids))))
+        stored = {row.id: row for row in rows}
+        return {run: row for run in runs if (row := stored.get(run.job.id)) is not None and _is_completed(row, run)}
+
+    async def _settle(self, runs: Sequence[Run], doing: str = SETTLING) -> list[Settled]:
         steps = [run.step() for run in runs]
-        applied = await self.write(steps)
-        settled: list[tuple[Run, Transition, Job[Any] | None]] = []
-        for run, step, job in zip(runs, steps, applied, strict=True):
-            settled.append((run, step, job) if job is not None else (run, *await self._settle_again(run, step)))
-        for _, step, job in settled:
+        applied = await self.write(steps, doing)
+        return [
+            (run, step, job) if job is not None else (run, *await self._settle_again(run, step))
+            for run, step, job in zip(runs, steps, applied, strict=True)
+        ]
+
+    async def _tell(self, settled: Sequence[Settled]) -> None:
+        for run, step, job in settled:
             if job is not None:
                 self._settled(step, job)
+            if step is run.completion and not isinstance(run.outcome, (Completed, Failed)):  # a failure is in the log
+                logger.warning("job %d (%s) stays completed, whatever its handler did then", run.job.id, run.job.worker)
         if self._herald.is_heard:
             await self._herald.tell(lambda at: [_event(*each, at) for each in settled])
 
@@ -98,6 +145,8 @@ class Settler:
         """
         rows = await self._insist(lambda: self._store.select(JobQuery(ids=[run.job.id])))
         row = rows[0] if rows else None
+        if run.completion is not None and row is not None and _is_completed(row, run):
+            return run.completion, row
         if row is not None and _is_written(row, step):
             return step, row if row.state is step.target else advance(step.job, step, self._herald.now())
         job = None
@@ -109,7 +158,7 @@ class Settler:
             logger.warning("job %d (%s) was taken from this node; its outcome is dropped", run.job.id, run.job.worker)
         return step, job
 
-    async def write(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+    async def write(self, steps: Sequence[Transition], doing: str = SETTLING) -> list[Job[Any] | None]:
         """Apply transitions, insisting while the store is away.
 
         Where the store refuses a batch for good, each step is written by itself; one that it will never take ends its
@@ -120,15 +169,15 @@ class Settler:
             began = asyncio.get_running_loop().time()
             try:
                 applied = await in_time(self._store.apply(steps))
-                self._outage.worked(SETTLING)
+                self._outage.worked(doing)
                 return applied
             except Exception as error:
                 tries += 1
                 refused = isinstance(error, REFUSALS)
                 if not refused:
-                    self._outage.failed(SETTLING, error, began)
+                    self._outage.failed(doing, error, began)
                 if len(steps) > 1 and (refused or tries == TRIES_TOGETHER):
-                    return [job for step in steps for job in await self.write([step])]
+                    return [job for step in steps for job in await self.write([step], doing)]
                 if refused:
                     return await self._discard_instead(steps[0], error)
             await asyncio.sleep(self._rng.uniform(0, pause))
@@ -172,6 +221,11 @@ def _is_written(row: Job[Any], step: Transition) -> bool:
         and row.rescues == base.rescues
         and row.attempt == max(0, base.attempt + step.attempt_delta)
     )
+
+
+def _is_completed(row: Job[Any], run: Run) -> bool:
+    """Has a transaction of the handler completed it? What the handler did after that is of no account."""
+    return row.state is JobState.completed and row.claim == run.job.claim
 
 
 def _event(run: Run, step: Transition, job: Job[Any] | None, at: datetime) -> Event:

@@ -163,6 +163,14 @@ async def apply_steps(session: Session, batch: Batch, now: datetime) -> list[Job
     return [job for stretch in batch.stretches for job in await _apply_alike(session, stretch, now)]
 
 
+async def apply_within(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
+    """As `apply_steps`, in a transaction that goes on: its keys are held before its rows, as an insert holds them, or
+    two transactions could wait for each other.
+    """
+    await session.hold([unique_hold(step.job.unique_key) for step in steps if step.job.unique_key is not None])
+    return await apply_steps(session, Batch(steps), now) if steps else []
+
+
 def _stretches(steps: Sequence[Transition]) -> list[list[Transition]]:
     """Consecutive steps of one kind and without a job named twice."""
     stretches: list[list[Transition]] = []
@@ -224,7 +232,7 @@ async def _refuse_second_life(session: Session, steps: Sequence[Transition]) -> 
     asked = {"ids": rows.dumps([step.job.id for step in back])}
     stored = [session.mapping.to_job(row) for row in await session.run("by_ids", asked)]
     fresh = {job.id: job for job in stored}
-    taken = {job.unique_key: job for job in holders}
+    taken = {job.unique_key: job for job in holders if job.state not in FINAL}  # it may have ended as we waited for it
     for step in back:
         row = fresh.get(step.job.id)
         if row is None or not lifecycle.fits(row, step.job):

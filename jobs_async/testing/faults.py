@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
     from jobs_async.core.options import NewJob
-    from jobs_async.core.store import Beat, Fetched, JobQuery, Node, QueueInfo, Tick
+    from jobs_async.core.store import Beat, Clock, Fetched, JobQuery, Node, QueueInfo, Tick
 
 T = TypeVar("T")
 
@@ -191,8 +191,8 @@ class FaultyStore(Store):
     async def fetch(self, queue: str, limit: int, *, node: str | None) -> Fetched:
         return await self._meet("fetch", lambda: self.inner.fetch(queue, limit, node=node))
 
-    async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
-        return await self._meet("apply", lambda: self.inner.apply(steps))
+    async def apply(self, steps: Sequence[Transition], **options: Any) -> list[Job[Any] | None]:
+        return await self._meet("apply", lambda: self.inner.apply(steps, **options))
 
     async def select(self, query: JobQuery) -> list[Job[Any]]:
         return await self._meet("select", lambda: self.inner.select(query))
@@ -231,3 +231,7 @@ class FaultyStore(Store):
     @property
     def is_open(self) -> bool:
         return self.inner.is_open
+
+    @property
+    def shared_clock(self) -> Clock | None:
+        return getattr(self.inner, "shared_clock", None)

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from jobs_async.runtime.herald import Herald
+from jobs_async.runtime.host import clock_of
 from jobs_async.runtime.outage import Outage
 from jobs_async.runtime.queue_runner import QueueRunner
 from jobs_async.runtime.run import Cause
@@ -26,7 +27,7 @@ class OneRun:
 
     def __init__(self, supervisor: Supervisor, queue: str) -> None:
         known: Any = supervisor
-        self._herald = Herald(supervisor.telemetry, supervisor.clock)
+        self._herald = Herald(supervisor.telemetry, clock_of(supervisor))
         outage = Outage(self._herald)
         self._settler = Settler(supervisor.store, self._herald, outage, supervisor.rng, known._settled)
         self._runner = QueueRunner(

@@ -56,6 +56,32 @@ async def test_the_job_of_a_dead_node_runs_again_within_45_seconds(world: World)
 
 
 @virtual
+async def test_a_lost_job_that_a_transaction_locks_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked, *others = [await abandoned(world, "dead") for _ in range(4)]
+    apply, is_locked = world.store.apply, True
+
+    async def behind_a_lock(steps: Any) -> Any:
+        if is_locked and any(step.job.id == locked for step in steps):
+            raise StoreBusy("the rows are locked")
+        return await apply(steps)
+
+    monkeypatch.setattr(world.store, "apply", behind_a_lock)
+    async with world.supervisor() as jobs:
+
+        @jobs.worker
+        async def work() -> None: ...
+
+        for job_id in others:
+            assert (await jobs.wait(job_id)).state is JobState.completed
+        assert now() <= 45
+        assert (await jobs.get(locked)).state is JobState.executing
+        is_locked = False
+        assert (await jobs.wait(locked)).state is JobState.completed
+
+
+@virtual
 async def test_a_live_node_keeps_its_jobs_however_long_they_run(world: World) -> None:
     async with world.supervisor(), world.supervisor() as jobs:
         runs = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,12 +19,14 @@ from jobs_async import (
     JobEnqueued,
     JobStarted,
     LoggingHandler,
+    QueueHandler,
     QueuePaused,
     StatsHandler,
     Telemetry,
     TelemetryError,
 )
 from jobs_async.core import events
+from jobs_async.telemetry import background
 from jobs_async.testing.loop import BEGINNING
 from tests.runtime.support import World, virtual
 
@@ -123,6 +127,133 @@ async def test_emit_and_attach_inside_a_handler_raise_instead_of_hanging() -> No
     assert len(raised) == 2
 
 
+class Straight:
+    """A handler that takes many events at once."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.heard: list[Event] = []
+        self.calls = 0
+        self._broken = broken
+
+    def __call__(self, event: Event) -> None:
+        self.call_with_all([event])
+
+    def call_with_all(self, events: Sequence[Event]) -> None:
+        self.calls += 1
+        if self._broken:
+            raise ValueError("broken")
+        self.heard.extend(events)
+
+
+class Filtered(Straight):
+    """One that is called with each, for what it does with one is its own affair."""
+
+    def __call__(self, event: Event) -> None:
+        if event is not PAUSED:
+            super().__call__(event)
+
+
+def several(count: int = 5) -> list[QueuePaused]:
+    return [QueuePaused(f"q{n}", at=BEGINNING) for n in range(count)]
+
+
+async def test_where_all_handlers_take_many_events_at_once_each_is_called_once() -> None:
+    telemetry, first, second = Telemetry(), Straight(), Straight()
+    for handler in (first, second, first):
+        telemetry.attach(handler)
+    events = several()
+    told: deque[Event] = deque(events)
+    await telemetry.deliver(told)
+    await telemetry.deliver(deque())
+    assert (first.heard, second.heard) == (events * 2, events)
+    assert (first.calls, second.calls) == (2, 1)
+    assert not told
+
+
+async def test_beside_a_plain_handler_events_come_one_at_a_time_and_in_attach_order() -> None:
+    telemetry, straight, heard = Telemetry(), Straight(), list[Any]()
+    telemetry.attach(straight)
+    telemetry.attach(lambda event: heard.append((event, len(straight.heard))))
+    events = several()
+    await telemetry.deliver(deque(events))
+    assert heard == [(event, number) for number, event in enumerate(events, 1)]
+    assert straight.calls == len(events)
+
+
+async def test_a_subclass_with_a_call_of_its_own_is_called_with_each() -> None:
+    telemetry, filtered = Telemetry(), Filtered()
+    telemetry.attach(filtered)
+    events = several()
+    await telemetry.deliver(deque([*events, PAUSED]))
+    assert filtered.heard == events
+
+
+async def test_one_that_fails_on_many_is_logged_once_and_left_alone_after_the_third_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    telemetry, broken, healthy = Telemetry(), Straight(broken=True), Straight()
+    telemetry.attach(broken)
+    telemetry.attach(healthy)
+    for _ in range(5):
+        await telemetry.deliver(deque(several()))
+    assert broken.calls == 3
+    assert len(healthy.heard) == 25
+    assert len([record for record in caplog.records if "failed on" in record.getMessage()]) == 3
+    assert "left alone for 60 seconds" in caplog.text
+
+
+async def test_a_queue_handler_gets_many_events_in_their_order_and_drops_the_oldest() -> None:
+    telemetry, heard = Telemetry(), list[Event]()
+    gate = asyncio.Event()
+
+    async def sink(event: Event) -> None:
+        await gate.wait()
+        heard.append(event)
+
+    handler = QueueHandler(sink, capacity=3)
+    telemetry.attach(handler)
+    events = several()
+    await telemetry.deliver(deque(events))
+    gate.set()
+    await telemetry.flush()
+    assert heard == events[-3:]
+    assert handler.dropped == 2
+
+
+async def test_a_thread_that_waits_for_events_is_woken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "LINGER", 1000.0)
+    telemetry, heard = Telemetry(), list[Event]()
+    handler = QueueHandler(heard.append)
+    telemetry.attach(handler)
+    async with asyncio.timeout(30):
+        await telemetry.deliver(deque(several(2)))
+        while not handler._is_awaited:
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(background, "LINGER", 0.0)  # so that the thread ends once it has had the next ones
+        await telemetry.deliver(deque(several(2)))
+        await telemetry.flush()
+    assert heard == several(2) * 2
+
+
+async def test_an_event_is_taken_out_when_it_has_been_told_and_not_before() -> None:
+    telemetry, hanging = Telemetry(), asyncio.Event()
+    first, second, third, *others = several()
+
+    async def hang_on_the_third(event: Event) -> None:
+        if event is third:
+            hanging.set()
+            await asyncio.Event().wait()
+
+    telemetry.attach(hang_on_the_third)
+    told: deque[Event] = deque([first, second, third, *others])
+    task = asyncio.get_running_loop().create_task(telemetry.deliver(told))
+    await hanging.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list(told) == [third, *others]
+
+
 async def test_a_task_that_a_handler_spawned_may_emit_though_the_event_is_still_being_told() -> None:
     telemetry, heard, spawned = Telemetry(), list[Event](), list[asyncio.Task[None]]()
     other = QueuePaused("other", at=BEGINNING)
@@ -138,6 +269,26 @@ async def test_a_task_that_a_handler_spawned_may_emit_though_the_event_is_still_
     telemetry.attach(spawn)
     telemetry.attach(slow)
     await telemetry.emit(PAUSED)
+    await asyncio.gather(*spawned)
+    assert heard == [PAUSED, other]
+
+
+async def test_a_task_that_a_handler_spawned_is_heard_when_the_event_has_been_told() -> None:
+    telemetry, heard, spawned = Telemetry(), list[Event](), list[asyncio.Task[None]]()
+    other, over = QueuePaused("other", at=BEGINNING), asyncio.Event()
+
+    async def later() -> None:
+        await over.wait()
+        await telemetry.emit(other)
+
+    def spawn(event: Event) -> None:
+        heard.append(event)
+        if event is PAUSED:
+            spawned.append(asyncio.get_running_loop().create_task(later()))
+
+    telemetry.attach(spawn)
+    await telemetry.emit(PAUSED)
+    over.set()
     await asyncio.gather(*spawned)
     assert heard == [PAUSED, other]
 

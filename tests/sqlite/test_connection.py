@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 import pytest
 
-from jobs_async.core.errors import JobsError, OptionError, StoreBusy, StoreError, UniqueConflict
+from jobs_async.core.errors import JobsError, OptionError, SchemaError, StoreBusy, StoreError, UniqueConflict
 from jobs_async.core.events import Event, JobDuplicate, JobEnqueued
 from jobs_async.core.job import JobState
 from jobs_async.core.options import Draft, JobOpts, UniqueStrategy
@@ -24,6 +24,7 @@ from jobs_async.runtime.supervisor import Supervisor
 from jobs_async.stores.memory import MemoryStore
 from jobs_async.stores.sqlite import SqliteStore
 from jobs_async.telemetry import Telemetry
+from tests.applications import SQLALCHEMY, Application, engine_of, on_session
 from tests.sqlite.support import PATIENCE, Holder, ask, change, until
 
 Connect = Callable[..., AbstractAsyncContextManager[aiosqlite.Connection]]
@@ -396,3 +397,70 @@ async def test_the_memory_store_says_that_it_has_no_transactions() -> None:
     with pytest.raises(OptionError, match="connection="):
         await jobs.enqueue("mail", connection=object())
     assert await jobs.store.tally() == {}
+
+
+# --- through SQLAlchemy ---
+
+
+@pytest.fixture(params=SQLALCHEMY)
+async def alchemy(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[Application]:
+    async with SQLALCHEMY[request.param](f"sqlite+aiosqlite:///{path}") as app:
+        yield app
+
+
+async def place_order(app: Application) -> None:
+    await app.execute("INSERT INTO orders DEFAULT VALUES")
+
+
+@pytest.mark.parametrize("enqueue_first", [True, False])
+async def test_sqlalchemys_commit_and_rollback_decide_for_the_job(
+    jobs: Supervisor, alchemy: Application, path: Path, enqueue_first: bool
+) -> None:
+    for end in (alchemy.rollback, alchemy.commit):
+        if not enqueue_first:
+            await place_order(alchemy)
+        job = await jobs.enqueue("mail", {"n": 1}, unique_key="k", connection=alchemy.given)
+        if enqueue_first:
+            await place_order(alchemy)
+        assert not job.duplicate
+        assert stored(path) == (0, 0)
+        await end()
+    assert stored(path) == (1, 1)
+    assert await jobs.get(job.id) == job
+
+
+async def test_a_refused_batch_leaves_the_transaction_of_sqlalchemy_usable(
+    jobs: Supervisor, alchemy: Application, path: Path
+) -> None:
+    await place_order(alchemy)
+    first = await jobs.enqueue("mail", unique_key="k", connection=alchemy.given)
+    assert (await jobs.enqueue("mail", unique_key="k", connection=alchemy.given)).id == first.id
+    batch = [Draft("plain"), Draft("mail", None, JobOpts(unique_key="k", unique_strategy=UniqueStrategy.REJECT))]
+    with pytest.raises(UniqueConflict):
+        await jobs.enqueue_many(batch, connection=alchemy.given)
+    await alchemy.commit()
+    assert stored(path) == (1, 1)
+
+
+async def test_a_session_of_sqlalchemy_may_serve_concurrent_enqueues(jobs: Supervisor, path: Path) -> None:
+    async with on_session(f"sqlite+aiosqlite:///{path}") as app:
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(jobs.enqueue("mail", unique_key=f"k{number % 10}", connection=app.given))
+        await app.commit()
+    assert stored(path) == (0, 10)
+
+
+async def test_a_connection_of_sqlalchemy_that_is_closed_or_leads_elsewhere_is_refused(
+    jobs: Supervisor, path: Path, tmp_path: Path
+) -> None:
+    async with engine_of(f"sqlite+aiosqlite:///{path}") as engine:
+        closed = await engine.connect()
+        await closed.close()
+        for connection in (closed, engine.connect(), engine):
+            with pytest.raises(OptionError, match="connection="):
+                await jobs.enqueue("mail", connection=connection)
+    async with engine_of(f"sqlite+aiosqlite:///{tmp_path}/other.db") as engine, engine.connect() as elsewhere:
+        with pytest.raises(SchemaError, match="another database"):
+            await jobs.enqueue("mail", connection=elsewhere)
+    assert stored(path) == (0, 0)

@@ -27,6 +27,7 @@ from jobs_async import (
     MemoryStore,
     Queue,
     QueueHandler,
+    StaleClaim,
     Supervisor,
     Telemetry,
     UniqueStrategy,
@@ -35,6 +36,7 @@ from jobs_async import (
     current_context,
     worker,
 )
+from jobs_async.core.context import CancelCause
 from jobs_async.testing import FakeClock, Harness, crash_at_each_await, perform, perform_twice
 
 P = ParamSpec("P")
@@ -121,6 +123,21 @@ async def direct_calls(ctx: JobContext) -> None:
     assert_type(in_a_process(1), list[int])
     assert_type(await report(ctx, "monday"), float)
     assert_type(await owned_context(ctx, 1), str)
+
+
+async def in_its_transaction(ctx: JobContext, connection: object) -> None:
+    try:
+        await ctx.complete(connection=connection)
+        await ctx.complete(connection=connection, result={"paid": 5})
+    except StaleClaim as error:
+        assert_type(error, StaleClaim)
+
+
+def why(ctx: JobContext) -> str:
+    assert_type(ctx.cause, CancelCause | None)
+    if ctx.cause == "timeout":
+        return "too slow"
+    return ctx.cause or "not at all"
 
 
 # --- what can be a worker ---

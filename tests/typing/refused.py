@@ -61,6 +61,12 @@ async def many() -> None:
     Supervisor(retention={"completed": 60})  # E: mypy,pyright
 
 
+async def completing(ctx: JobContext, connection: object) -> None:
+    await ctx.complete()  # E: mypy,pyright
+    await ctx.complete(connection)  # E: mypy,pyright
+    await ctx.complete(connection=connection, error="no")  # E: mypy,pyright
+
+
 async def arguments(ctx: JobContext) -> None:
     await add.enqueue("1")  # E: mypy,pyright
     await add.enqueue()  # E: mypy,pyright

@@ -3,8 +3,8 @@
 try:
     import asyncpg as asyncpg
 except ImportError as error:
-    raise ImportError("PostgresStore needs asyncpg: install jobs-async[postgres]") from error
+    raise ImportError("PostgresStore needs asyncpg: install jobs-async[postgres]", name="asyncpg") from error
 
-from jobs_async.stores.postgres.store import PostgresStore
+from jobs_async.stores.postgres.store import PostgresStore, drop_schema
 
-__all__ = ["PostgresStore"]
+__all__ = ["PostgresStore", "drop_schema"]

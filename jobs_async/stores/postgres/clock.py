@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from jobs_async.stores.postgres.session import Session
 
 
+ASK_EVERY = 60.0
+
+
 class ServerClock(SystemClock):
     """What the server's clock said when it was last asked, and how long that is ago.
 
-    Right within half the time that the question took; asked when the store opens and with each sign of life.
+    Right within half the time that the question took; asked when the store opens, with each sign of life, and where
+    there are none, with what is stored.
     """
 
     def __init__(self) -> None:
@@ -29,6 +33,11 @@ class ServerClock(SystemClock):
         ((told,),) = await session.run("server_time")
         _, answered_at = self.uptime()
         self._told = told, (asked_at + answered_at) / 2
+
+    @property
+    def is_old(self) -> bool:
+        """Is it a minute or more since it was asked? Meanwhile the server's clock may have been set."""
+        return self._told is None or not 0 <= self.uptime()[1] - self._told[1] < ASK_EVERY
 
     def now(self) -> datetime:
         if self._told is None:

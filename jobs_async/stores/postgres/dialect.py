@@ -45,4 +45,4 @@ def numbered(sql: str, schema: str) -> tuple[str, tuple[str, ...]]:
             names.append(match[1])
         return f"${names.index(match[1]) + 1}"
 
-    return _PARAMETER.sub(number, in_schema(sql, schema)), tuple(names)
+    return in_schema(_PARAMETER.sub(number, sql), schema), tuple(names)

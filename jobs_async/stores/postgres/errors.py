@@ -22,7 +22,13 @@ _REFUSALS = (
 )
 """What will be refused again however often it is asked."""
 _MISSING = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError)
-_UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError)
+_UNREACHABLE = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,  # what was lost is used before the loop has heard of the loss
+)
 
 
 def is_passing(error: BaseException) -> bool:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from jobs_async.core.lifecycle import Transition
 
+_WORK = (JobState.available, JobState.scheduled)
+"""Not retryable: whoever put a job off until its retry looks after it."""
 _KINDS: dict[str, Any] = {"work": "work", "cancel": "cancel", "queue": "queue"}
 
 
@@ -23,7 +25,15 @@ class Hints:
     def __init__(self, schema: str, *, spoken: bool) -> None:
         self.channel = f"jobs_async_{hashlib.sha256(schema.encode()).hexdigest()[:16]}"
         self.origin = uuid.uuid4().hex[:12]
+        self._schema = schema
         self._spoken = spoken
+        self._of_guest: Hints | None = None
+
+    def of_guest(self) -> Hints:
+        """For somebody else's transaction: we follow these words as well, for only they tell us of its commit."""
+        if self._of_guest is None:  # always the same, so that words which are said twice in one transaction are one
+            self._of_guest = Hints(self._schema, spoken=self._spoken)
+        return self._of_guest
 
     @property
     def echo(self) -> str:
@@ -31,7 +41,7 @@ class Hints:
         return f"{self.origin} echo"
 
     def work(self, queues: Iterable[str]) -> list[str]:
-        """Jobs of these queues can be claimed."""
+        """Jobs of these queues can be claimed, now or at a time that can be looked up."""
         return self._words("work", queues)
 
     def queue(self, name: str) -> list[str]:
@@ -43,7 +53,7 @@ class Hints:
         given = list(steps)
         cancelled = {step.job.node for step in given if step.patch.cancel_requested is True and step.job.node}
         return [
-            *self._words("work", {step.job.queue for step in given if step.target is JobState.available}),
+            *self._words("work", {step.job.queue for step in given if step.target in _WORK}),
             *self._words("cancel", cancelled),
         ]
 

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jobs_async.core.errors import StoreClosed, StoreError, WriteRefused
-from jobs_async.stores.postgres.line import Line
+from jobs_async.core.errors import StoreClosed, StoreError, StoreTimeout, WriteRefused
+from jobs_async.stores.postgres.line import MIN_SECONDS, Line
 from jobs_async.stores.postgres.server import CALL_SECONDS
+from jobs_async.stores.postgres.session import MAX_ROWS
 
 if TYPE_CHECKING:
     from jobs_async.stores.postgres.server import Server
@@ -25,7 +26,6 @@ Answer = TypeVar("Answer")
 Work = Callable[["Session", list[Item]], Awaitable[Sequence[Answer]]]
 """Serves like requests in one statement; answers in their order."""
 
-MAX_GROUP = 500
 FIRST_PAUSE, MAX_PAUSE = 0.05, 0.5
 
 
@@ -34,7 +34,7 @@ class _Piece:
     work: Work[Any, Any]
     item: Any
     future: asyncio.Future[Any]
-    merge: bool
+    rows: int
     atomic: bool
     give_up_at: float
 
@@ -55,13 +55,14 @@ class Lane:
         work: Work[Item, Answer],
         item: Item,
         *,
-        merge: bool = False,
+        rows: int = 0,
         atomic: bool = False,
         patience: float = CALL_SECONDS,
     ) -> Answer:
-        """Have `work` serve `item`; with `merge` together with whatever else waits for the same work.
+        """Have `work` serve `item`; one of so many `rows` together with what else waits for the same work.
 
-        While the server cannot be reached it is tried again for `patience` seconds.
+        Waiting for its turn, for a server that cannot be reached and for the answer takes `patience` seconds in all,
+        or little more.
 
         Raises:
             StoreClosed: the store was closed.
@@ -73,7 +74,7 @@ class Lane:
         if loop is not self._loop:
             raise StoreError("the store was opened in another event loop; call it there, or from a thread through it")
         future: asyncio.Future[Answer] = loop.create_future()
-        self._queue.append(_Piece(work, item, future, merge, atomic, loop.time() + patience))
+        self._queue.append(_Piece(work, item, future, rows, atomic, loop.time() + patience))
         self._wake.set()
         return await future
 
@@ -87,7 +88,9 @@ class Lane:
         self._wake.set()
         await asyncio.wait({self._task}, timeout=seconds)
         if not self._task.done():
-            self._line.cut()
+            self._refuse()
+            self._line.end()  # which ends what it is about, without a cancellation
+            await asyncio.wait({self._task}, timeout=seconds)
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=seconds)
         await self._line.close()
@@ -98,17 +101,28 @@ class Lane:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    await self._serve(self._group())
+                    if self._queue[0].give_up_at <= self._loop.time():
+                        late = self._queue.popleft()
+                        _answer(late.future, error=StoreTimeout("PostgreSQL was busy, or away, until it was too late"))
+                    else:
+                        await self._serve(self._group())
         finally:
             self._closing = True
-            for piece in self._queue:
-                _answer(piece.future, error=StoreClosed("the store was closed before this could be done"))
+            self._refuse()
+
+    def _refuse(self) -> None:
+        while self._queue:
+            piece = self._queue.popleft()
+            _answer(piece.future, error=StoreClosed("the store was closed before this could be done"))
 
     def _group(self) -> list[_Piece]:
-        """The next piece, and what may travel with it."""
+        """The next piece, and what fits into one statement with it."""
         first = self._queue.popleft()
-        group = [first]
-        while first.merge and self._queue and len(group) < MAX_GROUP and self._queue[0].work == first.work:
+        group, rows = [first], first.rows
+        while first.rows and self._queue and self._queue[0].work == first.work:
+            rows += self._queue[0].rows
+            if rows > MAX_ROWS:
+                break
             group.append(self._queue.popleft())
         return group
 
@@ -117,7 +131,9 @@ class Lane:
         try:
             await self._reach(first.give_up_at)
             answers = await self._line.call(
-                lambda session: first.work(session, [piece.item for piece in group]), atomic=first.atomic
+                lambda session: first.work(session, [piece.item for piece in group]),
+                atomic=first.atomic,
+                seconds=max(MIN_SECONDS, first.give_up_at - self._loop.time()),
             )
         except asyncio.CancelledError:
             for piece in group:
@@ -139,7 +155,7 @@ class Lane:
         pause = FIRST_PAUSE
         while True:
             try:
-                return await self._line.reach()
+                return await self._line.reach(max(MIN_SECONDS, give_up_at - self._loop.time()))
             except StoreError:
                 if self._closing or self._loop.time() + pause >= give_up_at:
                     raise

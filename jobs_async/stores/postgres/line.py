@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from jobs_async.core.errors import JobsError, StoreClosed, StoreTimeout
-from jobs_async.stores.postgres.errors import is_passing, typed
-from jobs_async.stores.postgres.server import CALL_SECONDS
+from jobs_async.stores.postgres.errors import is_passing, refused_at_the_door, typed
+from jobs_async.stores.postgres.server import CALL_SECONDS, CONNECT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -29,6 +29,8 @@ Do = Callable[["Session"], Awaitable[T]]
 TRIES = 5
 """How often a transaction that was in the way of another is tried."""
 GOODBYE_SECONDS = 0.5
+MIN_SECONDS = 0.5
+"""What a call that has waited long for its turn is given all the same."""
 
 
 class Line:
@@ -38,55 +40,75 @@ class Line:
         self._server = server
         self._settings = settings
         self._session: Session | None = None
+        self._dialing: asyncio.Timeout | None = None
         self._struck = False
+        self._ended = False
 
     async def call(self, do: Do[T], *, atomic: bool = False, seconds: float = CALL_SECONDS) -> T:
         """Have `do` talk to the database, in a transaction where `atomic`; not to be cancelled: run it in a task.
 
+        What was in the way of another transaction is tried again, so `do` may be called several times.
+
         Raises:
-            StoreTimeout: it took more than `seconds`, and may have come through.
+            StoreTimeout: it took more than `seconds`, connecting included, and may have come through.
+            StoreClosed: the line was ended meanwhile.
             StoreError: what PostgreSQL refuses, as an error of ours.
         """
-        session = await self._ready()
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + seconds
+        session = await self._ready(seconds)
         self._struck = False
-        timer = asyncio.get_running_loop().call_later(seconds, self._strike)
+        timer = loop.call_at(give_up_at, self._strike)
         try:
-            if atomic or self._server.pooler:
-                return await self._transaction(session, do)
-            return await do(session)
+            return await self._insist(session, do, atomic=atomic or self._server.pooler)
         except BaseException as error:
             self._drop_in_doubt(error)
             if self._struck:
-                raise StoreTimeout(f"PostgreSQL did not answer within {seconds:g} seconds") from error
+                raise StoreTimeout(f"PostgreSQL did not answer within {seconds:.1f} seconds") from error
+            if self._ended:
+                raise StoreClosed("the store was closed in the middle of this; it may be written") from None
             if isinstance(error, Exception):
-                raise typed(error) from error
+                raise typed(error) from None  # the driver's own text quotes what it was given, and keys
             raise
         finally:
             timer.cancel()
 
+    async def _insist(self, session: Session, do: Do[T], *, atomic: bool) -> T:
+        for _ in range(TRIES - 1):
+            try:
+                return await (self._transaction(session, do) if atomic else do(session))
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+        return await (self._transaction(session, do) if atomic else do(session))
+
     async def _transaction(self, session: Session, do: Do[T]) -> T:
         connection = session.connection
-        for tried in range(1, TRIES + 1):
-            await connection.execute(self._server.begin(self._settings))
-            try:
-                answer = await do(session)
-                await connection.execute("COMMIT")
-            except Exception as error:
-                if not connection.is_closed() and connection.is_in_transaction():
-                    await connection.execute("ROLLBACK")
-                if not is_passing(error) or tried == TRIES:
-                    raise
-            else:
-                return answer
-        raise AssertionError("unreachable")
+        await connection.execute(self._server.begin(self._settings))
+        try:
+            answer = await do(session)
+            await connection.execute("COMMIT")
+        except Exception:
+            if not connection.is_closed() and connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+            raise
+        return answer
 
-    async def reach(self) -> None:
-        """Connect where that is needed; raises why that is not possible."""
-        await self._ready()
+    async def reach(self, seconds: float) -> None:
+        """Connect where that is needed, in so many seconds, 3 at most; raises why that is not possible."""
+        await self._ready(seconds)
 
-    async def _ready(self) -> Session:
+    async def _ready(self, seconds: float) -> Session:
         if self._session is None or self._session.connection.is_closed():
-            self._session = await self._server.ready(self._settings)
+            try:
+                async with asyncio.timeout(min(seconds, CONNECT_SECONDS)) as self._dialing:
+                    self._session = await self._server.ready(self._settings)
+            except TimeoutError as error:
+                if self._ended:
+                    raise StoreClosed("the store was closed before this could be done") from None
+                raise refused_at_the_door(error) from error
+            finally:
+                self._dialing = None
         return self._session
 
     def _strike(self) -> None:
@@ -100,9 +122,16 @@ class Line:
         if session is not None and not (answered and _is_at_rest(session)):
             self.cut()
 
+    def end(self) -> None:
+        """Cut for good: the store is being closed."""
+        self._ended = True
+        self.cut()
+
     def cut(self) -> None:
-        """Let go at once."""
+        """Let go at once, also of a connection that is only being made."""
         session, self._session = self._session, None
+        if self._dialing is not None and not self._dialing.expired():
+            self._dialing.reschedule(asyncio.get_running_loop().time())
         if session is not None:
             session.connection.terminate()
 
@@ -128,16 +157,28 @@ class Lines:
         self._free = asyncio.Semaphore(size)
         self._idle: list[Line] = []
         self._busy: set[Line] = set()
+        self._visits = set[asyncio.Task[Any] | None]()
         self._size = size
         self._closed = False
 
-    @asynccontextmanager
-    async def one(self) -> AsyncGenerator[Line]:
-        """A line to oneself.
+    async def call(self, do: Do[T], *, atomic: bool = False) -> T:
+        """As `Line.call`, on whichever is free; waiting for one is part of the time. Only in a task of its own.
 
         Raises:
-            StoreTimeout: all were busy for 8 seconds.
+            StoreTimeout: all were busy for 8 seconds, too.
         """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + CALL_SECONDS
+        visit = asyncio.current_task()
+        self._visits.add(visit)
+        try:
+            async with self._one() as line:
+                return await line.call(do, atomic=atomic, seconds=max(MIN_SECONDS, give_up_at - loop.time()))
+        finally:
+            self._visits.discard(visit)
+
+    @asynccontextmanager
+    async def _one(self) -> AsyncGenerator[Line]:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._free.acquire()
@@ -153,7 +194,10 @@ class Lines:
                 yield line
             finally:
                 self._busy.discard(line)
-                self._idle.append(line)
+                if self._closed:
+                    line.cut()
+                else:
+                    self._idle.append(line)
         finally:
             self._free.release()
 
@@ -161,6 +205,8 @@ class Lines:
         """Cut what is busy, say goodbye on what is idle."""
         self._closed = True
         for line in list(self._busy):
-            line.cut()
+            line.end()
         idle, self._idle = self._idle, []
         await asyncio.gather(*(line.close() for line in idle))
+        if visits := [visit for visit in self._visits if visit is not None]:  # which have been cut, and end at once
+            await asyncio.wait(visits, timeout=GOODBYE_SECONDS)

@@ -1,5 +1,6 @@
 -- One block a statement. Each term that guards a write stands on a line of its own. Parameters are named as psql has
 -- them, save those of a batch, which are arrays by number. Where :lease_now is null the server's clock judges leases.
+-- A + before a column leads past the indexes that have it. JSON comes and goes as text wherever the connection may be an application's own, for that may have a codec for it.
 
 -- name: insert
 WITH fresh AS (
@@ -9,10 +10,11 @@ WITH fresh AS (
         unique_key, idempotency_key, correlation_id, tags, meta, external_id
     )
     SELECT * FROM unnest(
-        $1::smallint[], $2::text[], $3::text[], $4::json[], $5::integer[], $6::integer[], $7::integer[],
+        $1::smallint[], $2::text[], $3::text[], $4::text[]::json[], $5::integer[], $6::integer[], $7::integer[],
         $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::integer[], $13::bigint[],
-        $14::text[], $15::double precision[], $16::boolean[], $17::json[], $18::json[], $19::json[], $20::text[],
-        $21::text[], $22::text[], $23::json[], $24::json[], $25::text[]
+        $14::text[], $15::double precision[], $16::boolean[], $17::text[]::json[], $18::text[]::json[],
+        $19::text[]::json[], $20::text[], $21::text[], $22::text[], $23::text[]::json[], $24::text[]::json[],
+        $25::text[]
     )
     RETURNING id
 )
@@ -26,14 +28,18 @@ SELECT pg_advisory_xact_lock(number)
 FROM (SELECT DISTINCT hashtextextended(key, 0) AS number FROM unnest(:keys::text[]) AS key ORDER BY number) AS numbers
 
 -- name: twins
-SELECT * FROM jobs_async_jobs
+SELECT
+    id, state, queue, worker, args::text, priority, attempt, max_attempts, scheduled_at, inserted_at, attempted_at,
+    completed_at, rescues, claim, node, timeout_seconds, cancel_requested, progress::text, result::text, errors::text,
+    unique_key, idempotency_key, correlation_id, tags::text, meta::text, external_id
+FROM jobs_async_jobs
 WHERE id = ANY(ARRAY(
     SELECT id FROM jobs_async_jobs
-    WHERE unique_key = ANY(ARRAY(SELECT jsonb_array_elements_text(:unique_keys::jsonb)))
+    WHERE unique_key = ANY(ARRAY(SELECT jsonb_array_elements_text(:unique_keys::text::jsonb)))
         AND unique_key IS NOT NULL
         AND state IN (0, 1, 3, 6)
     UNION
-    SELECT id FROM jsonb_array_elements(:idempotency_keys::jsonb) AS wanted
+    SELECT id FROM jsonb_array_elements(:idempotency_keys::text::jsonb) AS wanted
     CROSS JOIN LATERAL (
         SELECT id FROM jobs_async_jobs
         WHERE idempotency_key = wanted ->> 1
@@ -112,8 +118,8 @@ SET
     max_attempts = step.max_attempts
 FROM unnest(
     $1::bigint[], $2::smallint[], $3::bigint[], $4::boolean[], $5::smallint[], $6::integer[], $7::integer[],
-    $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::json[], $12::json[], $13::boolean[], $14::json[],
-    $15::json[], $16::integer[], $17::text[], $18::integer[]
+    $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::text[]::json[], $12::text[]::json[], $13::boolean[],
+    $14::text[]::json[], $15::text[]::json[], $16::integer[], $17::text[], $18::integer[]
 ) AS step (
     id, old_state, old_claim, old_cancel_requested, state, attempt, rescues, claim, scheduled_at, completed_at, result,
     errors, cancel_requested, progress, args, priority, queue, max_attempts
@@ -123,23 +129,29 @@ WHERE job.id = step.id
     AND job.state = step.old_state
     AND job.claim = step.old_claim
     AND job.cancel_requested = step.old_cancel_requested
-RETURNING job.id, job.args, job.priority, job.progress
+RETURNING job.id, job.args::text, job.priority, job.progress::text
 
 -- name: end
 UPDATE jobs_async_jobs AS job
 SET state = step.state, completed_at = step.completed_at, result = step.result, errors = step.errors
 FROM unnest(
-    $1::bigint[], $2::bigint[], $3::boolean[], $4::smallint[], $5::timestamptz[], $6::json[], $7::json[]
+    $1::bigint[], $2::bigint[], $3::boolean[], $4::smallint[], $5::timestamptz[], $6::text[]::json[],
+    $7::text[]::json[]
 ) AS step (id, old_claim, old_cancel_requested, state, completed_at, result, errors)
 WHERE job.id = step.id
     AND job.id = ANY($1)
-    AND job.state = 1
+    AND +job.state = 1
     AND job.claim = step.old_claim
     AND job.cancel_requested = step.old_cancel_requested
-RETURNING job.id, job.args, job.priority, job.progress
+RETURNING job.id, job.args::text, job.priority, job.progress::text
 
 -- name: by_ids
-SELECT * FROM jobs_async_jobs WHERE id = ANY(ARRAY(SELECT jsonb_array_elements_text(:ids::jsonb)::bigint))
+SELECT
+    id, state, queue, worker, args::text, priority, attempt, max_attempts, scheduled_at, inserted_at, attempted_at,
+    completed_at, rescues, claim, node, timeout_seconds, cancel_requested, progress::text, result::text, errors::text,
+    unique_key, idempotency_key, correlation_id, tags::text, meta::text, external_id
+FROM jobs_async_jobs
+WHERE id = ANY(ARRAY(SELECT jsonb_array_elements_text(:ids::text::jsonb)::bigint))
 
 -- name: is_one_of
 id = ANY(ARRAY(SELECT jsonb_array_elements_text(:ids::jsonb)::bigint))
@@ -151,7 +163,10 @@ queue = ANY(ARRAY(SELECT jsonb_array_elements_text(:queues::jsonb)))
 worker = ANY(ARRAY(SELECT jsonb_array_elements_text(:workers::jsonb)))
 
 -- name: has_external_id
-external_id = ANY(ARRAY(SELECT jsonb_array_elements_text(:external_ids::jsonb)))
+id = ANY(ARRAY(
+    SELECT id FROM jobs_async_jobs
+    WHERE external_id = ANY(ARRAY(SELECT jsonb_array_elements_text(:external_ids::jsonb)))
+))
 
 -- name: has_error
 strpos(errors -> -1 ->> 'error', :error) > 0
@@ -256,6 +271,51 @@ ORDER BY started_at, id
 
 -- name: server_time
 SELECT clock_timestamp()
+
+-- name: reads_only
+SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'
+
+-- name: old_transactions
+SELECT pid, state, extract(epoch FROM clock_timestamp() - xact_start)::double precision
+FROM pg_stat_activity
+WHERE datname = current_database()
+    AND pid <> pg_backend_pid()
+    AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)
+    AND xact_start < clock_timestamp() - make_interval(secs => :age)
+ORDER BY xact_start
+LIMIT 5
+
+-- name: old_prepared
+SELECT extract(epoch FROM clock_timestamp() - prepared)::double precision
+FROM pg_prepared_xacts
+WHERE database = current_database()
+    AND prepared < clock_timestamp() - make_interval(secs => :age)
+ORDER BY prepared
+LIMIT 5
+
+-- name: holding_slots
+SELECT slot_name::text, greatest(age(xmin), age(catalog_xmin))
+FROM pg_replication_slots
+WHERE greatest(age(xmin), age(catalog_xmin)) > :held_back
+    AND (database IS NULL OR database = current_database())
+ORDER BY 2 DESC
+LIMIT 5
+
+-- name: dead_rows
+SELECT
+    n_live_tup,
+    n_dead_tup,
+    extract(epoch FROM clock_timestamp() - greatest(last_vacuum, last_autovacuum))::double precision
+FROM pg_stat_user_tables
+WHERE relid = to_regclass(:jobs_table)
+    AND n_dead_tup > greatest(n_live_tup, :dead)
+    AND coalesce(greatest(last_vacuum, last_autovacuum), (SELECT min(applied_at) FROM jobs_async_migrations))
+        < clock_timestamp() - make_interval(secs => :vacuum)
+
+-- name: connections
+SELECT
+    (SELECT sum(numbackends)::integer FROM pg_stat_database),
+    current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
 
 -- name: put_record
 INSERT INTO jobs_async_records AS record (kind, key, value, at) VALUES (:kind, :key, :value, :now)

@@ -31,6 +31,10 @@ SETTINGS = {
 HOT = {**SETTINGS, "enable_seqscan": "off", "enable_bitmapscan": "off"}
 """For statements that are to find few rows by an index, however empty the table was when they were planned."""
 CLAIMING = {**HOT, "enable_sort": "off"}
+_NOT_LOCAL = ("default_transaction_isolation", "jit")
+"""Said otherwise, by BEGIN; and what asyncpg, when it looks up a type, finds and then sets for the whole session."""
+ASKING = {**SETTINGS, "plan_cache_mode": "force_custom_plan"}
+"""For questions of every kind: none keeps the plan that was right while the table was empty."""
 
 
 class Server:
@@ -58,6 +62,8 @@ class Server:
             async with asyncio.timeout(CONNECT_SECONDS):
                 made = self._connect() if self._connect is not None else self._dial()
                 connection: asyncpg.Connection[Any] = await made
+        except ValueError as error:  # whose text may hold part of the dsn
+            raise refused_at_the_door(error) from None
         except Exception as error:
             raise refused_at_the_door(error) from error
         if not isinstance(connection, asyncpg.Connection):
@@ -76,20 +82,22 @@ class Server:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await connection.execute(_set(settings))
-            except Exception as error:
+            except BaseException as error:
                 connection.terminate()
-                raise refused_at_the_door(error) from error
+                if isinstance(error, Exception):
+                    raise refused_at_the_door(error) from error
+                raise
         return Session(connection, self.schema, self.hints)
 
     def begin(self, settings: dict[str, str]) -> str:
         """How a transaction begins."""
-        return f"BEGIN; {_set(settings, 'LOCAL ')}" if self.pooler else "BEGIN"
+        return f"BEGIN ISOLATION LEVEL READ COMMITTED; {_set(settings, 'LOCAL ')}" if self.pooler else "BEGIN"
 
 
 def _set(settings: dict[str, str], how: str = "") -> str:
     """Fixed names and values of ours, in one message."""
-    local = {name: value for name, value in settings.items() if not (how and name.startswith("default_"))}
-    return "; ".join(f"SET {how}{name} = '{value}'" for name, value in local.items())
+    chosen = {name: value for name, value in settings.items() if not (how and name in _NOT_LOCAL)}
+    return "; ".join(f"SET {how}{name} = '{value}'" for name, value in chosen.items())
 
 
 def _checked(dsn: object) -> str:

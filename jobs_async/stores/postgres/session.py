@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs_async.core.job import JobState
 from jobs_async.stores.postgres.dialect import SQL, numbered
 from jobs_async.stores.rows import Rows
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 MAX_ROWS = 5_000
 """Rows of a batch in one statement."""
 
-_AVAILABLE = int(JobState.available)
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -57,8 +55,7 @@ class Session:
         for start in range(0, len(batch), MAX_ROWS):
             columns: list[Any] = list(zip(*batch[start : start + MAX_ROWS], strict=True))
             if statement == "insert":
-                available = {queue for state, queue in zip(columns[0], columns[1], strict=True) if state == _AVAILABLE}
-                columns += [self._hints.channel, self._hints.work(available)]
+                columns += [self._hints.channel, self._hints.work(set(columns[1]))]
             rows += await self.connection.fetch(text, *columns)
         return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs_async.clock import SystemClock
-from jobs_async.core.errors import StoreClosed, StoreError
+from jobs_async.core.errors import OptionError, StoreClosed, StoreError
 from jobs_async.core.job import FINAL, Job, JobState
 from jobs_async.core.limits import integer
 from jobs_async.core.store import (
@@ -29,7 +30,7 @@ from jobs_async.core.store import (
 )
 from jobs_async.stores import work
 from jobs_async.stores.due import Dues
-from jobs_async.stores.postgres import migrations
+from jobs_async.stores.postgres import diagnosis, migrations
 from jobs_async.stores.postgres.clock import GivenLeases, ServerClock
 from jobs_async.stores.postgres.dialect import SQL, schema_name
 from jobs_async.stores.postgres.guest import guest
@@ -39,16 +40,17 @@ from jobs_async.stores.postgres.lifeline import PostgresLifeline
 from jobs_async.stores.postgres.line import Do, Line, Lines
 from jobs_async.stores.postgres.listener import Listener
 from jobs_async.stores.postgres.records import PostgresRecords
-from jobs_async.stores.postgres.server import CLAIMING, HOT, SETTINGS, Connect, Server
+from jobs_async.stores.postgres.server import ASKING, CLAIMING, HOT, SETTINGS, Connect, Server
 from jobs_async.stores.postgres.session import MAX_ROWS, Session
 from jobs_async.stores.rows import dumps
 from jobs_async.stores.select import params, select
-from jobs_async.tasks import to_the_end
+from jobs_async.tasks import finish_anyway, to_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from jobs_async.core.health import Finding
     from jobs_async.core.hint import Hint
     from jobs_async.core.lifecycle import Transition
     from jobs_async.core.limits import Seconds
@@ -56,9 +58,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ENQUEUE_PATIENCE = 5.0
-"""Seconds for which an enqueue waits for a server that is away, as one is that restarts."""
 CLOSE_SECONDS = 0.5
+HEARING_SECONDS = 4.0
+"""How long a diagnosis waits for a word to come back; a little more than a listener does."""
 
 
 class PostgresStore(PostgresRecords, Store):
@@ -114,7 +116,13 @@ class PostgresStore(PostgresRecords, Store):
             SchemaError: the schema is older than this version of the package and `migrate` is off, or too new.
             StoreError: the server refuses, or cannot be reached within 3 seconds.
         """
-        await to_the_end(self._open())
+        began = not self.is_open
+        try:
+            await to_the_end(self._open())
+        except asyncio.CancelledError:
+            if began:
+                await self.close()
+            raise
 
     async def _open(self) -> None:
         async with self._opening:
@@ -122,30 +130,31 @@ class PostgresStore(PostgresRecords, Store):
                 return
             line = Line(self._server, SETTINGS)
             try:
-                if self._migrates:
-                    await self._migrate_if_needed(line)
-                else:
-                    await line.call(lambda session: migrations.check(session, self._server))
-                if self._server_clock is not None:
-                    await line.call(self._server_clock.ask)
+                is_old = await line.call(self._look)
             finally:
                 await line.close()
+            if is_old:
+                await self.migrate()
             self._loop = asyncio.get_running_loop()
             self._claims = Lane(self._server, CLAIMING, "claims")
             self._settlements = Lane(self._server, HOT, "settlements")
             self._inserts = Lane(self._server, SETTINGS, "inserts")
             self._beats = Lane(self._server, SETTINGS, "beats")
-            self._pool = Lines(self._server, SETTINGS, self._pool_size)
+            self._pool = Lines(self._server, ASKING, self._pool_size)
             self._listener: Listener | None = None
             self._told: list[Callable[[Hint], None]] = []
             self._due.clear()
 
-    async def _migrate_if_needed(self, line: Line) -> None:
-        stored, compatible = await line.call(lambda session: migrations.version(session, self._server.schema))
-        if stored < migrations.NEWEST:
-            await self.migrate()
-        elif compatible > migrations.NEWEST:
-            await line.call(lambda session: migrations.check(session, self._server))
+    async def _look(self, session: Session) -> bool:
+        """See what time it is, and whether the schema fits; true where it has to be brought up to date."""
+        if self._server_clock is not None:
+            await self._server_clock.ask(session)
+        stored, compatible = await migrations.version(session, self._server.schema)
+        if stored < migrations.NEWEST and self._migrates:
+            return True
+        if stored < migrations.NEWEST or compatible > migrations.NEWEST:
+            await migrations.check(session, self._server)
+        return False
 
     async def close(self) -> None:
         await to_the_end(self._close())
@@ -172,14 +181,18 @@ class PostgresStore(PostgresRecords, Store):
             raise StoreError("the store was opened in another event loop; call it there, or from a thread through it")
 
     async def _visit(self, do: Do[T], *, atomic: bool = False) -> T:
-        """Have `do` talk to the database on one of the pool's connections; to its end, whatever becomes of us."""
+        """Have `do` talk to the database on one of the pool's connections; to its end, whatever becomes of us.
+
+        Where we are cancelled it goes on, and we do not wait for it.
+        """
         self._open_here()
+        return await finish_anyway(self._pool.call(do, atomic=atomic))
 
-        async def visit() -> T:
-            async with self._pool.one() as line:
-                return await line.call(do, atomic=atomic)
-
-        return await to_the_end(visit())
+    async def _now(self, session: Session) -> datetime:
+        """The time, which a process that is no node, and so gives no signs of life, asks for when it needs it."""
+        if self._server_clock is not None and self._server_clock.is_old:
+            await self._server_clock.ask(session)
+        return self._clock.now()
 
     def _lease(self) -> dict[str, Any]:
         """The time by which leases are judged: the server's while the statement runs, unless a clock is given."""
@@ -228,23 +241,24 @@ class PostgresStore(PostgresRecords, Store):
         """
         if connection is not None:
             async with guest(connection, self._server) as session:
-                return await work.insert_keyed(session, new, tick, self._clock.now())
+                return await work.insert_keyed(session, new, tick, await self._now(session))
         self._open_here()
         if tick is not None or any(item.unique_key or item.idempotency_key for item in new):
-            jobs = await self._visit(
-                lambda session: work.insert_keyed(session, new, tick, self._clock.now()), atomic=True
-            )
+
+            async def insert(session: Session) -> list[Job[Any]]:
+                return await work.insert_keyed(session, new, tick, await self._now(session))
+
+            jobs = await self._visit(insert, atomic=True)
         elif new:
-            jobs = await self._inserts.do(
-                self._insert_plain, new, merge=True, atomic=len(new) > MAX_ROWS, patience=ENQUEUE_PATIENCE
-            )
+            jobs = await self._inserts.do(self._insert_plain, new, rows=len(new), atomic=len(new) > MAX_ROWS)
         else:
             jobs = []
         self._due.mind(jobs)
         return jobs
 
     async def _insert_plain(self, session: Session, asked: list[Sequence[NewJob]]) -> list[list[Job[Any]]]:
-        jobs = iter(await work.insert_plain(session, [new for batch in asked for new in batch], self._clock.now()))
+        together = [new for batch in asked for new in batch]
+        jobs = iter(await work.insert_plain(session, together, await self._now(session)))
         return [list(islice(jobs, len(batch))) for batch in asked]
 
     # --- jobs out, and what becomes of them ---
@@ -270,7 +284,9 @@ class PostgresStore(PostgresRecords, Store):
         asked = {"queue": queue, "limit": limit, "node": node, "now": now, **self._lease()}
         jobs = [session.mapping.to_job(row) for row in await session.run("claim", asked)]
         jobs.sort(key=_claim_order)
-        due.busy = len(jobs) == limit
+        was_unseen, due.busy = due.looked_at != uptime, len(jobs) == limit
+        if was_unseen and not due.busy:
+            await self._peek(session, queue)  # so that who waits now knows until when, whoever stored what comes next
         return Fetched(jobs, due.seconds(now))
 
     async def _peek(self, session: Session, queue: str) -> bool:
@@ -278,7 +294,17 @@ class PostgresStore(PostgresRecords, Store):
         ((ready, self._due[queue].at),) = await session.run("peek", {"queue": queue})
         return bool(ready)
 
-    async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+    async def apply(self, steps: Sequence[Transition], *, connection: object = None) -> list[Job[Any] | None]:
+        """As `Store.apply`; with a `connection` of asyncpg or SQLAlchemy, inside the transaction that is open there.
+
+        Raises:
+            OptionError: `connection` is no open connection of these.
+        """
+        if connection is not None:
+            async with guest(connection, self._server) as session:
+                applied = await work.apply_within(session, steps, self._clock.now())
+                await self._hint(session, self._server.hints.of_guest(), steps)
+                return applied
         self._open_here()
         if not steps:
             return []
@@ -292,9 +318,12 @@ class PostgresStore(PostgresRecords, Store):
     ) -> list[list[Job[Any] | None]]:
         ((batch, steps),) = asked
         applied = await work.apply_steps(session, batch, self._clock.now())
-        if hints := self._server.hints.of_steps(steps):
-            await session.run("hint", {"channel": self._server.hints.channel, "hints": hints})
+        await self._hint(session, self._server.hints, steps)
         return [applied]
+
+    async def _hint(self, session: Session, hints: Hints, steps: Sequence[Transition]) -> None:
+        if words := hints.of_steps(steps):
+            await session.run("hint", {"channel": hints.channel, "hints": words})
 
     # --- questions and housekeeping ---
 
@@ -372,11 +401,15 @@ class PostgresStore(PostgresRecords, Store):
 
         return await self._visit(read)
 
+    @property
+    def shared_clock(self) -> Clock | None:
+        return self._server_clock
+
     def wakes(self, tell: Callable[[Hint], None]) -> Callable[[], None]:
         self._open_here()
         self._told.append(tell)
         if self._listener is None and self._listens:
-            self._listener = Listener(self._server, self._tell)
+            self._listener = Listener(self._server, self._tell, self._say)
 
         def enough() -> None:
             with suppress(ValueError):
@@ -384,10 +417,56 @@ class PostgresStore(PostgresRecords, Store):
 
         return enough
 
+    async def _say(self, word: str) -> None:
+        await self._beats.do(self._say_all, word)
+
+    async def _say_all(self, session: Session, words: list[str]) -> list[None]:
+        await session.run("hint", {"channel": self._server.hints.channel, "hints": words})
+        return [None] * len(words)
+
     def _tell(self, hint: Hint) -> None:
         for tell in list(self._told):
             tell(hint)
 
+    # --- what may be wrong ---
+
+    async def diagnose(self) -> list[Finding]:
+        stored, compatible = await self._visit(lambda session: migrations.version(session, self._server.schema))
+        found = [*diagnosis.of_schema(stored, compatible, migrations.NEWEST)]
+        found += diagnosis.of_ear(listens=self._listens, pooler=self._server.pooler, deaf=await self._is_deaf())
+        for statement in diagnosis.QUESTIONS:
+            found += await self._visit(partial(diagnosis.ask, schema=self._server.schema, statement=statement))
+        if self._server_clock is not None:
+            found += await self._visit(partial(diagnosis.ask_clock, now=SystemClock().now))
+        return found
+
+    async def _is_deaf(self) -> bool:
+        """Where nobody here listens so far it is tried, for an application that listens would fare alike."""
+        if not self._listens:
+            return False
+        ear = self._listener or Listener(self._server, lambda _: None, self._say)
+        try:
+            return not await ear.hears(HEARING_SECONDS)
+        finally:
+            if ear is not self._listener:
+                await ear.close()
+
 
 def _claim_order(job: Job[Any]) -> tuple[int, int]:
     return job.priority, job.id
+
+
+async def drop_schema(dsn: str, schema: str) -> None:
+    """Remove a schema with all that is in it, if it exists: for tests, which make one each.
+
+    Raises:
+        OptionError: it is "public".
+    """
+    if schema == "public":
+        raise OptionError("the public schema may hold more than jobs; drop it yourself")
+    quoted = schema_name(schema)
+    line = Line(Server(dsn, None, quoted, Hints(quoted, spoken=False), pooler=False), migrations.SETTINGS)
+    try:
+        await line.call(lambda session: session.connection.execute(f"DROP SCHEMA IF EXISTS {quoted} CASCADE"))
+    finally:
+        await line.close()

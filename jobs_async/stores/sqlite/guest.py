@@ -1,31 +1,25 @@
-"""Inserting on a connection of the application's own: part of its transaction, or all of one where none is open."""
+"""Working on a connection of the application's own: part of its transaction, or all of one where none is open."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
-import weakref
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import aiosqlite
 
 from jobs_async.core.errors import OptionError, SchemaError, StoreBusy, StoreError
-from jobs_async.stores import work
+from jobs_async.stores.drivers import borrowed, of_this_task
 from jobs_async.stores.sqlite.writer import Row, Session, is_busy
+from jobs_async.tasks import to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-    from datetime import datetime
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from jobs_async.core.job import Job
-    from jobs_async.core.options import NewJob
-    from jobs_async.core.store import Tick
     from jobs_async.stores.session import Params
 
-_locks: weakref.WeakKeyDictionary[aiosqlite.Connection, asyncio.Lock] = weakref.WeakKeyDictionary()
-"""One insert at a time on a connection, for its steps must not mix with another's."""
+T = TypeVar("T")
 
 
 class Guest(Session):
@@ -38,33 +32,40 @@ class Guest(Session):
             return [tuple(row) for row in await cursor.fetchall()]
 
 
-async def insert(
-    connection: object, path: str, new: Sequence[NewJob], tick: Tick | None, now: datetime
-) -> list[Job[Any]]:
-    """Insert all of these inside the open transaction, or none. Commit and rollback stay the application's.
+async def visit(connection: object, path: str, do: Callable[[Session], Awaitable[T]]) -> T:
+    """Have `do` work inside the open transaction, all of it or nothing. Commit and rollback stay the application's.
 
     Raises:
-        OptionError: this is no open aiosqlite connection.
+        OptionError: this is no open connection of aiosqlite, or of SQLAlchemy through aiosqlite.
         SchemaError: it leads to another database.
         StoreBusy: another connection holds, or has used, the right to write.
     """
-    if not isinstance(connection, aiosqlite.Connection):
-        raise OptionError(f"connection= must be an aiosqlite connection, not {type(connection).__name__}")
-    try:
-        _ = connection.in_transaction
-    except ValueError:  # aiosqlite's word for it
-        raise OptionError("connection= is closed") from None
-    session = Guest(connection)
-    async with _locks.setdefault(connection, asyncio.Lock()):
+    return await to_the_end(_visit(of_this_task(connection), path, do))
+
+
+async def _visit(connection: object, path: str, do: Callable[[Session], Awaitable[T]]) -> T:
+    async with borrowed(connection) as driver:
+        session = Guest(_checked(driver))
         try:
             await _refuse_another_file(session, path)
-            async with _all_or_nothing(connection, session):
-                return await work.insert_keyed(session, new, tick, now)
+            async with _all_or_nothing(driver, session):
+                return await do(session)
         except sqlite3.Error as error:
             if is_busy(error):
                 text = "another connection holds, or has used, the right to write; begin yours with BEGIN IMMEDIATE"
                 raise StoreBusy(text) from error
-            raise StoreError(f"SQLite refused the insert on connection=: {error}") from error
+            raise StoreError(f"SQLite refused what was to be done on connection=: {error}") from error
+
+
+def _checked(driver: object) -> aiosqlite.Connection:
+    if not isinstance(driver, aiosqlite.Connection):
+        text = "connection= must be one of aiosqlite, or of SQLAlchemy through aiosqlite"
+        raise OptionError(f"{text}, not {type(driver).__name__}")
+    try:
+        _ = driver.in_transaction
+    except ValueError:  # aiosqlite's word for it
+        raise OptionError("connection= is closed") from None
+    return driver
 
 
 @asynccontextmanager

@@ -58,8 +58,8 @@ class SqliteStore(SqliteRecords, SqliteSchema, Store):
     """A file of jobs, in WAL mode, each commit synced to disk.
 
     `path` is created, its folder is not. Any number of stores, in this process and in others on this machine, may
-    work on one file; network file systems are not supported. An `insert` can join a transaction of the application's
-    own aiosqlite connection to the same file with `connection=`.
+    work on one file; network file systems are not supported. `insert` and `apply` can join a transaction that the
+    application has open on the same file, with `connection=`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
@@ -190,14 +190,15 @@ class SqliteStore(SqliteRecords, SqliteSchema, Store):
     async def insert(
         self, new: Sequence[NewJob], *, tick: Tick | None = None, connection: object = None
     ) -> list[Job[Any]]:
-        """As `Store.insert`; with an aiosqlite `connection`, inside the transaction that is open there.
+        """As `Store.insert`; with a `connection` of aiosqlite or SQLAlchemy, inside the transaction that is open there.
 
         Raises:
             StoreBusy: another connection has held a write transaction for 5 seconds.
-            OptionError, SchemaError: `connection` is no aiosqlite connection to this file.
+            OptionError, SchemaError: `connection` is none that leads to this file.
         """
         if connection is not None:
-            return await to_the_end(guest.insert(connection, self._path, new, tick, self._clock.now()))
+            now = self._clock.now()
+            return await guest.visit(connection, self._path, lambda session: work.insert_keyed(session, new, tick, now))
         keyed = tick is not None or any(item.unique_key or item.idempotency_key for item in new)
         writer = self._open_writer()
         if keyed:
@@ -258,7 +259,16 @@ class SqliteStore(SqliteRecords, SqliteSchema, Store):
         jobs.sort(key=_claim_order)
         return jobs
 
-    async def apply(self, steps: Sequence[Transition]) -> list[Job[Any] | None]:
+    async def apply(self, steps: Sequence[Transition], *, connection: object = None) -> list[Job[Any] | None]:
+        """As `Store.apply`; with a `connection`, inside the transaction that is open there.
+
+        Raises:
+            OptionError, SchemaError: `connection` is none that leads to this file.
+            StoreBusy: another connection has held a write transaction for too long.
+        """
+        if connection is not None:
+            now = self._clock.now()
+            return await guest.visit(connection, self._path, lambda session: work.apply_within(session, steps, now))
         if not steps:
             return []
         batch = work.Batch(steps)
