@@ -64,7 +64,7 @@ def supervisor_of(app: str | None, url: str | None, *, app_dir: str, debug: bool
     except OptionError as error:
         raise Misuse(str(error)) from error
     except ImportError as error:
-        raise Misuse(f"this store needs a package that is not installed: {error.name}") from error
+        raise Misuse(str(error)) from error  # which says what to install
 
 
 def load(path: str, *, app_dir: str, debug: bool = False) -> Supervisor:

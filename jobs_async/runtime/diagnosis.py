@@ -54,7 +54,8 @@ async def diagnose(store: Store, clock: Clock) -> list[Finding]:
         line = await _line(store, scene, queue)
         waiting += [line] if line.count else []
         found += await _of_queue(store, scene, line) if line.count else []
-    found += await in_time(store.diagnose())
+    known = {one.code for one in found}
+    found += [one for one in await in_time(store.diagnose()) if one.code not in known]
     if all(one.level == "info" for one in found):
         found.append(_flow(scene, waiting))
     return sorted(found, key=lambda one: _SEVERITY[one.level])

@@ -56,9 +56,7 @@ async def test_the_job_of_a_dead_node_runs_again_within_45_seconds(world: World)
 
 
 @virtual
-async def test_a_lost_job_that_a_transaction_locks_holds_up_no_other(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_job_that_a_transaction_locks_holds_up_no_other(world: World) -> None:
     locked, *others = [await abandoned(world, "dead") for _ in range(4)]
     apply, is_locked = world.store.apply, True
 
@@ -67,18 +65,19 @@ async def test_a_lost_job_that_a_transaction_locks_holds_up_no_other(
             raise StoreBusy("the rows are locked")
         return await apply(steps)
 
-    monkeypatch.setattr(world.store, "apply", behind_a_lock)
-    async with world.supervisor() as jobs:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.store, "apply", behind_a_lock)
+        async with world.supervisor() as jobs:
 
-        @jobs.worker
-        async def work() -> None: ...
+            @jobs.worker
+            async def work() -> None: ...
 
-        for job_id in others:
-            assert (await jobs.wait(job_id)).state is JobState.completed
-        assert now() <= 45
-        assert (await jobs.get(locked)).state is JobState.executing
-        is_locked = False
-        assert (await jobs.wait(locked)).state is JobState.completed
+            for job_id in others:
+                assert (await jobs.wait(job_id)).state is JobState.completed
+            assert now() <= 45
+            assert (await jobs.get(locked)).state is JobState.executing
+            is_locked = False
+            assert (await jobs.wait(locked)).state is JobState.completed
 
 
 @virtual
