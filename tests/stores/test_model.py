@@ -16,12 +16,15 @@ from jobs_async.stores.memory import MemoryStore
 from jobs_async.stores.sqlite import SqliteStore
 from jobs_async.testing import FakeClock
 from jobs_async.testing.machine import store_machine
+from tests.cluster import VERSIONS
+from tests.conftest import Measured
+from tests.postgres.support import EmptiedStore
 
 
-def _settings(examples: int) -> settings:
+def _settings(examples: int, steps: int = 30) -> settings:
     return settings(
         max_examples=examples,
-        stateful_step_count=30,
+        stateful_step_count=steps,
         derandomize=True,
         deadline=None,
         database=None,
@@ -62,3 +65,16 @@ def test_memory_store() -> None:
 def test_sqlite_store(fast_path: Path) -> None:
     fast_path.mkdir()
     run_state_machine_as_test(store_machine(_fresh_files(fast_path)), settings=_settings(500))
+
+
+@pytest.mark.timeout(600)
+def test_postgres_store(pg_dsn: str) -> None:
+    run_state_machine_as_test(store_machine(lambda clock: EmptiedStore(pg_dsn, clock)), settings=_settings(40))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("pg_version", VERSIONS, indirect=True)
+def test_postgres_store_for_long(pg_dsn: str, pg_version: int, measured: Measured) -> None:
+    run_state_machine_as_test(store_machine(lambda clock: EmptiedStore(pg_dsn, clock)), settings=_settings(200, 40))
+    measured("F10 model", f"200 × 40 random calls, PostgreSQL {pg_version}", "differences 0")

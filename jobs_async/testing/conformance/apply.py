@@ -245,3 +245,13 @@ async def a_requested_cancellation_ends_cancelled(store: Store, clock: FakeClock
         asked = await applied(store, cancel(await running(store)))
         assert (asked.state, asked.cancel_requested) == (JobState.executing, True)
         assert (await settled(store, asked, outcome, 5)).state is JobState.cancelled
+
+
+async def each_job_of_a_batch_takes_its_own_step(store: Store, clock: FakeClock) -> None:
+    """Jobs that differ in nothing but their id, settled in one call: none takes what was meant for another."""
+    await store.insert([new() for _ in range(5)])
+    jobs = (await store.fetch("default", 5, node=None)).jobs
+    steps = [decide(job, Failed(Failure("E", f"E: {job.id}")), float(job.id)) for job in jobs]
+    answers = await store.apply(steps)
+    assert answers == [advance(step.job, step, clock.now()) for step in steps]
+    assert await dump(store) == answers
