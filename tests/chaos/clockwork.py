@@ -27,12 +27,13 @@ ENTRIES = {"red": "*/3 * * * *", "green": "1-59/3 * * * *", "blue": "2-59/3 * * 
 class FastClock(SystemClock):
     """A wall clock in a hurry, alike in all processes. Leases follow the uptime, which is the real one."""
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, midnight: datetime = MIDNIGHT) -> None:
         super().__init__()
         self._began = began
+        self._midnight = midnight
 
     def now(self) -> datetime:
-        return MIDNIGHT + timedelta(seconds=SPEED * (time.monotonic() - self._began))
+        return self._midnight + timedelta(seconds=SPEED * (time.monotonic() - self._began))
 
     def sleep_until(self, instant: datetime) -> None:
         """In real time, to the millisecond or so."""

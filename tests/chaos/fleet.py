@@ -8,36 +8,46 @@ import logging
 import multiprocessing
 import os
 import signal
-import sqlite3
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import closing
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from jobs_async import Draft, Event, JobContext, SqliteStore, StaleSettlement, Supervisor, Telemetry, WorkerDef
-from tests.chaos.ledger import ALWAYS, History, Ledger, marks, now, violations
+from jobs_async import Draft, Event, JobContext, StaleSettlement, Supervisor, Telemetry, WorkerDef
+from tests.chaos.database import PATIENCE, Database, PostgresDatabase, SqliteFile
+from tests.chaos.ledger import ALWAYS, History, Ledger, Mark, marks, now, violations
+from tests.cluster import PgCluster
 
 LEASE, HEARTBEAT, RESCUE_INTERVAL, POLL_INTERVAL = 2.0, 0.5, 0.5, 0.1
-PATIENCE = 60.0
-"""Seconds after which a fact that does not come is a failure."""
+
+A_MOMENT = 3.0
+"""Seconds that a thread has to end after the Supervisor that needed it."""
+
+leftovers = logging.getLogger("chaos.leftovers")
 
 Life = Callable[..., Coroutine[Any, Any, None]]
 
 
 class Place:
-    """The folder where a scenario happens: its jobs, its ledger and its log. All dice come from its seed."""
+    """The folder where a scenario happens: its ledger, its log and, unless a server has them, its jobs.
 
-    def __init__(self, folder: Path, seed: int = 1) -> None:
+    All dice come from its seed.
+    """
+
+    def __init__(self, folder: Path, seed: int = 1, server: PgCluster | None = None) -> None:
         self.folder = folder
         self.seed = seed
         self.number = 0
         """Of the process: the scenario itself is 0, those it starts count from 1."""
         self.jobs = folder / "jobs.db"
+        self.database: Database = SqliteFile(self.jobs) if server is None else PostgresDatabase(server)
         self.log = folder / "log"
         self.ledger = Ledger(folder / "ledger")
+        self._enough = folder / "enough"
 
     def dice(self) -> Random:
         """This process's own."""
@@ -54,24 +64,41 @@ class Place:
         telemetry.attach(tell)
         given: dict[str, Any] = {"lease": LEASE, "heartbeat": HEARTBEAT, "rescue_interval": RESCUE_INTERVAL}
         given |= {"queues": {"default": limit}, "poll_interval": POLL_INTERVAL, "rng": self.dice(), **options}
-        return Supervisor(SqliteStore(self.jobs), workers=workers, telemetry=telemetry, **given)
+        return Supervisor(self.database.store(), workers=workers, telemetry=telemetry, **given)
 
     def worker(self, name: str, body: Callable[[Any], Coroutine[Any, Any, None]], **options: Any) -> WorkerDef:
-        """A worker that writes down when it begins and when it comes to its end."""
+        """A worker that writes down when it begins, and when it comes to its end or is broken off."""
 
         async def handle(args: Any, ctx: JobContext) -> None:
             self.ledger.mark("B", ctx.job)
-            await body(args)
+            try:
+                await body(args)
+            except BaseException:
+                self.ledger.mark("X", ctx.job)
+                raise
             self.ledger.mark("E", ctx.job)
 
         return WorkerDef(name, handle, **options)
+
+    @property
+    def server(self) -> PgCluster:
+        """That has the jobs, to be harmed."""
+        assert isinstance(self.database, PostgresDatabase)
+        return self.database.server
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether all are told to come to an end; by a file, for an Event could be held for ever by a dead process."""
+        return self._enough.exists()
+
+    def enough(self) -> None:
+        self._enough.touch()
 
     # --- what can be seen from outside ---
 
     def ask(self, sql: str) -> list[Any]:
         """The answer of a connection that has nothing to do with the library."""
-        with closing(sqlite3.connect(self.jobs, timeout=PATIENCE)) as db:
-            return db.execute(sql).fetchall()
+        return self.database.ask(sql)
 
     def count(self, where: str) -> int:
         [(number,)] = self.ask(f"SELECT count(*) FROM jobs_async_jobs WHERE {where}")
@@ -84,16 +111,27 @@ class Place:
     def history(self, lease: float = LEASE) -> History:
         """The ledger and the store, side by side."""
         history = History(lease)
-        history.note(marks((self.folder / "ledger").read_text().splitlines()))
-        history.look(self.jobs)
+        history.note(self.marks())
+        history.look(self.database.snapshot())
         return history
 
+    def marks(self, start: int = 0) -> Iterator[Mark]:
+        """The lines of the ledger, from where it was so long."""
+        with (self.folder / "ledger").open() as file:
+            file.seek(start)
+            return marks(file.read().splitlines())
+
     def check_now(self) -> list[str]:
-        """What is wrong at this instant, with the file and with what is in it."""
+        """What is wrong at this instant, with the database and with what is in it."""
         history = History(LEASE)
-        history.look(self.jobs)
-        sound = self.ask("PRAGMA integrity_check")
-        return violations(history, ALWAYS) + [f"integrity_check: {text}" for (text,) in sound if text != "ok"]
+        history.look(self.database.snapshot())
+        return violations(history, ALWAYS) + self.database.unsound()
+
+    def left_behind(self) -> list[str]:
+        """What processes that came to their end still had, and the server of them: I9."""
+        held = sum(self.database.connections().values())
+        left = [line["text"] for line in self.logged() if line["logger"] == leftovers.name]
+        return [f"I9: {text}" for text in left + [f"{held} connections are left"] * bool(held)]
 
     def logged(self) -> list[dict[str, Any]]:
         """What all processes logged, in order."""
@@ -134,15 +172,26 @@ class Fleet:
         self._alive.remove(process)
         self.place.ledger.killed(process.pid)
 
+    def dismiss(self, process: BaseProcess) -> None:
+        """Ask one to stop, and see it end well."""
+        process.terminate()
+        process.join(PATIENCE)
+        assert process.exitcode in (0, -signal.SIGTERM), _end_of(process)
+        self._alive.remove(process)
+
     def until(self, what: str, fact: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait for a fact while nobody dies of a bug."""
         give_up_at = time.monotonic() + seconds
-        while not fact():
+        while True:
+            began = time.monotonic()
+            if fact():
+                return
+            took = time.monotonic() - began
             for process in self._alive:
                 assert process.exitcode in (None, 0, -signal.SIGKILL), _end_of(process)
-            if time.monotonic() > give_up_at:
+            if began > give_up_at:
                 raise TimeoutError(f"after {seconds:g} seconds it is still not so that {what}")
-            time.sleep(0.02)
+            time.sleep(max(0.02, 3 * took))  # looking must not be most of what the machine does
 
     def stop(self) -> None:
         """Ask all to stop; each must end well, or before it began to listen."""
@@ -171,7 +220,36 @@ def _end_of(process: BaseProcess) -> str:
 
 def _live(place: Place, life: Life, args: Iterable[Any]) -> None:
     logging.getLogger().addHandler(Log(place.log))
-    asyncio.run(life(place, *args))
+    files = _files()
+    asyncio.run(_whole(life(place, *args)))
+    give_up_at = time.monotonic() + A_MOMENT
+    while (left := _threads()) and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    if left:
+        leftovers.error("process %d leaves the threads %s", os.getpid(), left)
+    if left := sorted(_files() - files):
+        leftovers.error("process %d leaves the files %s", os.getpid(), left)
+
+
+async def _whole(life: Coroutine[Any, Any, None]) -> None:
+    await life
+    if left := [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+        leftovers.error("process %d leaves the tasks %s", os.getpid(), left)
+
+
+def _threads() -> list[str]:
+    """Who is left beside the main thread, and beside one that waits for the end of the process and is meant to."""
+    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return [name for name in names if name != "jobs_async exit"]
+
+
+def _files() -> set[str]:
+    """What this process has open."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.add(f"{number}: {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
 
 
 async def _enqueue(place: Place, drafts: Iterable[Draft[Any]]) -> None:

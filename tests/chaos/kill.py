@@ -1,4 +1,4 @@
-"""F1: worker processes are killed one after the other, in the middle of their work."""
+"""F1, F2: worker processes are killed one after the other, in the middle of their work."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from multiprocessing.synchronize import Event as EventType
 
 from jobs_async import ConstantBackoff, Draft, JobOpts, JobState
+from tests.chaos.database import AT_MOST
 from tests.chaos.fleet import Fleet, Place, until_asked_to_stop
 from tests.chaos.ledger import violations
 from tests.chaos.scenario import Report, main
@@ -38,10 +39,12 @@ def kill(place: Place, *, kills: int = 100, jobs: int = 20_000) -> Report:
         is_over.set()
         fleet.until("all jobs are accepted", lambda: not producer.is_alive(), 120)
         fleet.until("all jobs have ended", place.is_done)
+        held = connections(place, fleet)
         fleet.stop()
     history = place.history()
     repeated = history.repeated()
-    wrong += violations(history)
+    wrong += violations(history) + place.left_behind()
+    wrong += [f"a process holds {most} connections" for most in held if most > AT_MOST]
     wrong += [f"job {run.id} ran again in attempt {run.attempt}" for _, run in repeated if run.attempt < 2]
     for pid, count in Counter(first.pid for first, _ in repeated).items():
         if pid not in history.killed:
@@ -58,8 +61,16 @@ def kill(place: Place, *, kills: int = 100, jobs: int = 20_000) -> Report:
         "stuck": len(stuck),
         "duplicates": len(repeated),
         "bound": kills * LIMIT,
+        "connections": held,
         "violations": wrong,
     }
+
+
+def connections(place: Place, fleet: Fleet) -> list[int]:
+    """How many each of the living holds, once the dead hold none."""
+    dead = place.history().killed.keys()
+    fleet.until("the dead hold no connection", lambda: not dead & place.database.connections().keys())
+    return sorted(place.database.connections().values())
 
 
 async def work(place: Place) -> None:

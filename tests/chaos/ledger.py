@@ -1,19 +1,19 @@
 """What handlers wrote down, what the store says, and what must be true of the two together.
 
-A ledger is a file of lines `KIND id attempt claim pid ns`, each appended by one write, so that a kill leaves whole
-lines. The kinds: A a job was accepted, B a handler began, E it came to its end, S its settlement was refused as stale,
-K a process was killed. Times are nanoseconds since boot, the clock by which leases are judged.
+A ledger is a file of lines `KIND id attempt claim pid ns node`, each appended by one write, so that a kill leaves whole
+lines; where a job has no node there is none. The kinds: A a job was accepted, B a handler began, E it came to its end,
+X it was broken off by an error or a cancellation, S its settlement was refused as stale, K a process was killed. Times
+are nanoseconds since boot, the clock by which leases are judged.
+
+Calls to enqueue are lines `KIND number size caller pid ns`: T one was tried, Y it was answered.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -37,10 +37,20 @@ class Ledger:
 
     def mark(self, kind: str, *jobs: Job[Any]) -> None:
         at = f"{os.getpid()} {now()}"
-        os.write(self._file, "".join(f"{kind} {job.id} {job.attempt} {job.claim} {at}\n" for job in jobs).encode())
+        lines = [f"{kind} {job.id} {job.attempt} {job.claim} {at} {job.node or ''}".rstrip() for job in jobs]
+        os.write(self._file, "".join(f"{line}\n" for line in lines).encode())
 
     def killed(self, pid: int) -> None:
         os.write(self._file, f"K 0 0 0 {pid} {now()}\n".encode())
+
+    def call(self, kind: str, number: int, size: int, caller: int) -> None:
+        """A call to enqueue so many jobs was made, or answered."""
+        os.write(self._file, f"{kind} {number} {size} {caller} {os.getpid()} {now()}\n".encode())
+
+    @property
+    def length(self) -> int:
+        """Where the next line begins."""
+        return os.fstat(self._file).st_size
 
     def close(self) -> None:
         os.close(self._file)
@@ -53,12 +63,14 @@ class Mark(NamedTuple):
     claim: int
     pid: int
     ns: int
+    node: str | None = None
 
 
 def marks(lines: Iterable[str]) -> Iterator[Mark]:
     for line in lines:
-        kind, *numbers = line.split()
-        yield Mark(kind, *map(int, numbers))
+        kind, *rest = line.split()
+        job_id, attempt, claim, pid, ns = map(int, rest[:5])
+        yield Mark(kind, job_id, attempt, claim, pid, ns, *rest[5:])
 
 
 @dataclass
@@ -70,7 +82,14 @@ class Run:
     claim: int
     pid: int
     began: int
+    node: str | None = None
     ended: int | None = None
+    broken_off: int | None = None
+
+    def is_over(self, at: int) -> bool:
+        """Whether the handler did nothing any more at that time, however it ended."""
+        over = self.broken_off if self.ended is None else self.ended
+        return over is not None and over <= at
 
 
 class Row(NamedTuple):
@@ -91,6 +110,14 @@ class Node(NamedTuple):
     host: str
     pid: int
     expires: int
+
+
+class Snapshot(NamedTuple):
+    """All that a store says at one moment."""
+
+    at: int
+    rows: dict[int, Row]
+    nodes: dict[str, Node]
 
 
 @dataclass
@@ -115,31 +142,27 @@ class History:
                 case "A":
                     self.accepted.add(mark.id)
                 case "B":
-                    open_runs[key] = Run(mark.id, mark.attempt, mark.claim, mark.pid, mark.ns)
+                    open_runs[key] = Run(mark.id, mark.attempt, mark.claim, mark.pid, mark.ns, mark.node)
                     self.runs.setdefault(mark.id, []).append(open_runs[key])
                 case "E":
                     open_runs[key].ended = mark.ns
+                case "X":
+                    open_runs[key].broken_off = mark.ns
                 case "S":
                     self.stale.append(mark)
                 case "K":
                     self.killed[mark.pid] = mark.ns
 
-    def look(self, path: Path) -> None:
-        """Take in what the store says at this moment."""
-        with closing(sqlite3.connect(path, timeout=30)) as db:
-            db.execute("BEGIN")
-            self.at = now()
-            rows = "SELECT id, state, attempt, claim, rescues, node, unique_key FROM jobs_async_jobs"
-            nodes = "SELECT id, info, expires_at FROM jobs_async_nodes"
-            self.rows = {row[0]: Row(row[0], JobState(row[1]), *row[2:]) for row in db.execute(rows)}
-            self.nodes = {
-                name: Node(json.loads(info)["host"], json.loads(info)["pid"], int(expires * SECOND))
-                for name, info, expires in db.execute(nodes)
-            }
+    def look(self, snapshot: Snapshot) -> None:
+        """Take in what the store says."""
+        self.at, self.rows, self.nodes = snapshot
 
     def repeated(self) -> list[tuple[Run, Run]]:
-        """Runs of a job that had run before, each with its predecessor."""
-        return [pair for runs in self.runs.values() for pair in pairwise(runs)]
+        """Runs of a job that was claimed before, each with the one of the claim before it.
+
+        That one may have begun later: where a process stood still between a claim and its begin.
+        """
+        return [pair for runs in self.runs.values() for pair in pairwise(sorted(runs, key=lambda run: run.claim))]
 
     @property
     def pids(self) -> set[int]:
@@ -172,10 +195,10 @@ def I2(history: History) -> Iterator[str]:
 
 
 def I3(history: History) -> Iterator[str]:
-    """A job has no more runs than attempts, and no claim has two."""
+    """A job has no more runs than attempts, save those broken off, which may be refunded; and no claim has two."""
     for job_id, runs in history.runs.items():
         attempts = history.rows[job_id].attempt if job_id in history.rows else 0
-        if len(runs) > attempts:
+        if len([run for run in runs if run.broken_off is None]) > attempts:
             yield f"job {job_id} ran {len(runs)} times in {attempts} attempts"
         if len({run.claim for run in runs}) < len(runs):
             yield f"job {job_id} ran twice under one claim"
@@ -183,13 +206,14 @@ def I3(history: History) -> Iterator[str]:
 
 def I4(history: History) -> Iterator[str]:
     """A run begins before the one before it has ended only where the lease of that one's node has run out by then."""
-    expired: dict[int, int] = {}
+    by_pid: dict[int, int] = {}
     for node in history.nodes.values():
-        expired[node.pid] = min(node.expires, expired.get(node.pid, node.expires))
+        by_pid[node.pid] = min(node.expires, by_pid.get(node.pid, node.expires))
     for first, second in history.repeated():
-        over = first.ended is not None and first.ended <= second.began
-        if not over and second.began < expired.get(first.pid, history.at):
-            early = (expired.get(first.pid, history.at) - second.began) / SECOND
+        owner = history.nodes.get(first.node or "")
+        expires = by_pid.get(first.pid, history.at) if owner is None else owner.expires
+        if not first.is_over(second.began) and second.began < expires:
+            early = (expires - second.began) / SECOND
             yield f"job {second.id} ran again {early:.3f} s before process {first.pid} was taken for dead"
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from contextlib import closing
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -22,6 +19,7 @@ from jobs_async import (
     Job,
     JobNotFound,
     JobOpts,
+    JobQuery,
     JobState,
     Snooze,
     StoreBusy,
@@ -30,8 +28,9 @@ from jobs_async import (
     UniqueStrategy,
 )
 from jobs_async.core.job import LIVE, replace
-from tests.chaos.fleet import PATIENCE, Fleet, Place, until_asked_to_stop
-from tests.chaos.ledger import I1, I2, I5, I6, I8, marks, violations
+from tests.chaos.database import PATIENCE, Database
+from tests.chaos.fleet import Fleet, Place, until_asked_to_stop
+from tests.chaos.ledger import I1, I2, I5, I6, I8, violations
 from tests.chaos.scenario import Report, main
 
 LIMIT = 8
@@ -42,9 +41,12 @@ REACH = 300
 BULK = 8
 """The most jobs of one call."""
 
-NAMED, GONE, AGAIN, WITHDRAWN = "N", "G", "R", "C"
-"""Kinds of marks beside the ledger's own: an answer named this job; somebody is about to delete it, or to run it
-again; it was cancelled or replaced while it waited or ran."""
+HIDDEN = "IntegrityError", "UNIQUE", "UniqueViolation", "Deadlock", "Serialization"
+"""What a database says when transactions meet; nobody must hear it, nor find it in a log."""
+
+NAMED, GONE, AGAIN, ASKED, WITHDRAWN = "N", "G", "R", "Q", "C"
+"""Kinds of marks beside the ledger's own: an answer named this job; somebody is about to delete it, to run it again, or
+to ask it to end; it was cancelled or replaced while it waited or ran."""
 
 logger = logging.getLogger("chaos")
 
@@ -53,7 +55,7 @@ def race(
     place: Place, *, procs: int = 4, tasks: int = 50, keys: int = 2000, jobs: int = 10_000, kills: int = 20
 ) -> Report:
     """Kill a process each time its share of `jobs` has been inserted, and start another in its place."""
-    dice, reader = place.dice(), Reader(place.jobs)
+    dice, reader = place.dice(), Reader(place.database)
     wrong: list[str] = []
     with Fleet(place) as fleet:
         racers = [fleet.start(take_part, tasks, keys) for _ in range(procs)]
@@ -64,7 +66,7 @@ def race(
             wrong += place.check_now()
             racers[index] = fleet.start(take_part, tasks, keys)
         fleet.until("all is inserted", lambda: reader.sees(jobs))
-        _flag(place).touch()
+        place.enough()
         fleet.until("all jobs have ended", lambda: reader.sees(jobs) and place.is_done(), 2 * PATIENCE)
         fleet.stop()
         reader.sees(jobs)
@@ -72,44 +74,40 @@ def race(
     return {
         "inserted": reader.inserted,
         "looks": reader.looks,
+        "deadlocks": place.database.deadlocks(),
         **answers.counts,
         "violations": [*wrong, *sorted(reader.wrong), *answers.wrong, *_complaints(place)],
     }
 
 
-def _flag(place: Place) -> Path:
-    """A file that tells all to come to an end: an Event could be held for ever by a process that was killed."""
-    return place.folder / "enough"
-
-
 def _complaints(place: Place) -> list[str]:
     """Errors that reached a caller, and broken constraints wherever they were logged."""
     texts = [(line["logger"], line["text"]) for line in place.logged()]
-    return [text for who, text in texts if who == logger.name or "IntegrityError" in text or "UNIQUE" in text]
+    return [text for who, text in texts if who == logger.name or any(word in text for word in HIDDEN)]
 
 
 class Reader:
     """Looks at the rows themselves, not through the indexes that are to keep them apart, a snapshot at a time."""
 
     TWINS = """
-        SELECT 'live jobs have the unique key ' || unique_key, count(*) FROM jobs_async_jobs NOT INDEXED
+        SELECT 'live jobs have the unique key ' || unique_key, count(*) FROM {jobs}
         WHERE unique_key IS NOT NULL AND state IN (0, 1, 3, 6) GROUP BY unique_key HAVING count(*) > 1
         UNION ALL
         SELECT 'jobs of ' || worker || ' have the idempotency key ' || idempotency_key, count(*)
-        FROM jobs_async_jobs NOT INDEXED
+        FROM {jobs}
         WHERE idempotency_key IS NOT NULL GROUP BY worker, idempotency_key HAVING count(*) > 1
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self.looks = self.inserted = 0
         self.wrong: set[str] = set()
 
     def sees(self, jobs: int) -> bool:
         """Look once; whether so many jobs have been inserted by now."""
-        with closing(sqlite3.connect(self._path, timeout=PATIENCE)) as db:
-            self.wrong |= {f"{count} {what}" for what, count in db.execute(self.TWINS)}
-            [(self.inserted,)] = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchall()
+        twins = self._database.ask(self.TWINS.format(jobs=self._database.jobs))
+        self.wrong |= {f"{count} {what}" for what, count in twins}
+        [(self.inserted,)] = self._database.ask(self._database.last_id)
         self.looks += 1
         return self.inserted >= jobs
 
@@ -118,8 +116,8 @@ class Answers:
     """What callers were told, beside what the file says in the end."""
 
     def __init__(self, place: Place) -> None:
-        told: dict[str, list[int]] = {kind: [] for kind in "ABEKS" + NAMED + GONE + AGAIN + WITHDRAWN}
-        for mark in marks((place.folder / "ledger").read_text().splitlines()):
+        told: dict[str, list[int]] = {kind: [] for kind in "ABEKSX" + NAMED + GONE + AGAIN + ASKED + WITHDRAWN}
+        for mark in place.marks():
             told[mark.kind].append(mark.id)
         history = place.history()
         gone, again, rows = set(told[GONE]), set(told[AGAIN]), history.rows
@@ -179,13 +177,21 @@ class Racer:
         self._keys = keys
         self._dice = place.dice()
         self._latest = 0
-        self._is_over = _flag(place).exists
 
     async def race(self) -> None:
         """One thing after the other; only the errors that a caller must expect are taken for answers."""
-        deeds = [self._insert, self._insert_many, self._cancel, self._retry, self._delete]
-        while not self._is_over():
-            [deed] = self._dice.choices(deeds, [6, 2, 1, 2, 1])
+        deeds = {
+            self._insert: 12,
+            self._insert_many: 4,
+            self._cancel: 2,
+            self._retry: 4,
+            self._delete: 2,
+            self._cancel_many: 1,
+            self._retry_many: 1,
+            self._delete_many: 1,
+        }
+        while not self._place.is_enough:
+            [deed] = self._dice.choices(list(deeds), list(deeds.values()))
             await self._unharmed(deed())
 
     async def _unharmed(self, deed: Coroutine[Any, Any, None]) -> None:
@@ -260,8 +266,17 @@ class Racer:
 
     # --- what becomes of them ---
 
+    def _some_id(self) -> int:
+        return self._dice.randint(max(0, self._latest - REACH), self._latest)
+
     async def _some_job(self) -> Job[Any]:
-        return await self._jobs.get(self._dice.randint(max(0, self._latest - REACH), self._latest))
+        return await self._jobs.get(self._some_id())
+
+    async def _some_jobs(self, kind: str) -> JobQuery:
+        """Whoever they are, it is marked what is about to happen to them."""
+        jobs = await self._jobs.find(JobQuery(ids=[self._some_id() for _ in range(BULK)]))
+        self._place.ledger.mark(kind, *jobs)
+        return JobQuery(ids=[job.id for job in jobs], states=list(JobState))
 
     async def _cancel(self) -> None:
         job = await self._jobs.cancel(await self._some_job())
@@ -282,6 +297,15 @@ class Racer:
         job = await self._some_job()
         self._place.ledger.mark(GONE, job)
         await self._jobs.delete(job)
+
+    async def _cancel_many(self) -> None:
+        await self._jobs.cancel_all(await self._some_jobs(ASKED))
+
+    async def _retry_many(self) -> None:
+        await self._jobs.retry_all(await self._some_jobs(AGAIN))
+
+    async def _delete_many(self) -> None:
+        await self._jobs.delete_all(await self._some_jobs(GONE))
 
 
 def _holds(job: Job[Any], key: str | None) -> bool:

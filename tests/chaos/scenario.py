@@ -17,7 +17,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from tests.chaos.database import PostgresDatabase
 from tests.chaos.fleet import Place
+from tests.cluster import PgCluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,26 +27,39 @@ Report = dict[str, Any]
 Scenario = Callable[..., Report]
 
 
-def main(scenario: Scenario) -> None:
-    """Run a scenario whose keyword parameters are the options of the command line."""
+def main(scenario: Scenario, store: str = "sqlite", *, durable: bool = False) -> None:
+    """Run a scenario whose keyword parameters are the options of the command line.
+
+    `store` is where it plays if not told otherwise: a file, or a PostgreSQL of its own. One that is `durable` waits for
+    the disk, as it must where the server dies.
+    """
     parameters = list(inspect.signature(scenario).parameters.values())[1:]
     parser = argparse.ArgumentParser(description=scenario.__doc__)
     parser.add_argument("--folder", type=Path, help="where to leave the jobs, the ledger and the log")
     parser.add_argument("--seed", type=int, default=1, help="of all dice")
+    parser.add_argument("--store", choices=["sqlite", "postgres"], default=store, help="where the jobs are")
     for one in parameters:
         parser.add_argument(f"--{one.name}", type=type(one.default), default=one.default)
     options = vars(parser.parse_args())
-    folder, seed = options.pop("folder") or Path(mkdtemp(prefix="chaos-")), options.pop("seed")
-    began = time.monotonic()
+    folder = options.pop("folder") or Path(mkdtemp(prefix="chaos-"))
+    seed, store = options.pop("seed"), options.pop("store")
+    given = {"seed": seed, "store": store, **options}
     wrong = ["it did not come to its end"]
+    place = Place(folder, seed, PgCluster.start(durable=durable) if store == "postgres" else None)
+    began = time.monotonic()
     try:
-        report = scenario(Place(folder, seed), **options)
+        report = scenario(place, **options)
         wrong = report["violations"]
-        print(json.dumps({"seed": seed, **options, "took": round(time.monotonic() - began, 1), **report}))
+        print(json.dumps({**given, "took": round(time.monotonic() - began, 1), **report}))
     finally:
+        if isinstance(place.database, PostgresDatabase):
+            if wrong:
+                place.database.leave(folder / "live")
+            (folder / "server.log").write_text(place.server.log)
+            place.server.close()
         if wrong:
             print(*wrong[:20], f"what is left of it: {folder}", file=sys.stderr, sep="\n")
-            print(f"replay: {shlex.join(command(module_of(scenario), seed=seed, **options))}", file=sys.stderr)
+            print(f"replay: {shlex.join(command(module_of(scenario), **given))}", file=sys.stderr)
     sys.exit(bool(wrong))
 
 
@@ -87,8 +102,8 @@ class Playing:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        if self._process.poll() is None:
-            self._process.communicate()
+        with self._process:  # which waits for it, and closes its pipes
+            pass
 
 
 @contextmanager

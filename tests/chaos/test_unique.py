@@ -40,7 +40,8 @@ from jobs_async.core.outcome import Completed, Failed, Outcome, Snoozed
 from jobs_async.core.store import Node
 from jobs_async.testing import FakeClock
 from jobs_async.testing.conformance.scene import BOOM, ids, new
-from tests.chaos.fleet import PATIENCE, Place
+from tests.chaos.database import PATIENCE, SqliteFile
+from tests.chaos.fleet import Place
 from tests.chaos.race import Answers, Reader
 from tests.chaos.scenario import play
 from tests.chaos.test_faults import Load, short_and_full
@@ -75,7 +76,7 @@ async def test_the_reader_of_the_race_sees_twins_that_no_index_keeps_apart(tmp_p
     path = tmp_path / "jobs.db"
     async with SqliteStore(path) as store:
         await store.insert([new(unique_key="u"), new(idempotency_key="i"), new()])
-    reader = Reader(path)
+    reader = Reader(SqliteFile(path))
     assert reader.sees(3)
     assert (reader.sees(4), reader.wrong) == (False, set())
     with closing(sqlite3.connect(path)) as db, db:

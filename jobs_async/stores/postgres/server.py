@@ -24,7 +24,7 @@ CALL_SECONDS = 8.0
 SETTINGS = {
     "statement_timeout": f"{CALL_SECONDS:g}s",
     "lock_timeout": "2s",
-    "idle_in_transaction_session_timeout": "30s",
+    "idle_in_transaction_session_timeout": "10s",  # of a process that was frozen in one; ours never wait for long
     "default_transaction_isolation": "read committed",
     "jit": "off",
 }
