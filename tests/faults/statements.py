@@ -1,4 +1,4 @@
-"""Every statement that the SQLite store makes is a point where a fault can strike, in the place of SQLite itself."""
+"""Every statement that a store makes is a point where a fault can strike, in the place of the database itself."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ class Statements:
         self.phase = "play"
         self.struck = asyncio.Event()
         self.is_on = True
-        self._target = target
-        self._fault = fault
+        self.target = target
+        self.fault = fault
 
     @property
     def is_awaited(self) -> bool:
         """Whether the target may still come up in this phase."""
-        return self._target is not None and self._target.phase == self.phase
+        return self.target is not None and self.target.phase == self.phase
 
-    async def pass_by(self, sql: str, do: Do) -> Any:
+    async def pass_by(self, name: str, do: Do) -> Any:
         if not self.is_on:
             return await do()
-        kind = self.phase, name_of(sql)
+        kind = self.phase, name
         self.passed[kind] += 1
-        if self._fault is None or Statement(*kind, self.passed[kind]) != self._target:
+        if self.fault is None or Statement(*kind, self.passed[kind]) != self.target:
             return await do()
         self.struck.set()
-        return await self._fault(do)
+        return await self.fault(do)
 
 
 current: ContextVar[Statements] = ContextVar("statements")
@@ -67,14 +67,14 @@ current: ContextVar[Statements] = ContextVar("statements")
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Have the statements of every scene pass by."""
+    """Have the statements that SQLite is asked for in every scene pass by."""
     original = Session.rows
 
     async def rows(self: Session, sql: str, params: Any = ()) -> Any:
         statements = current.get(None)
         if statements is None:
             return await original(self, sql, params)
-        return await statements.pass_by(sql, lambda: original(self, sql, params))
+        return await statements.pass_by(name_of(sql), lambda: original(self, sql, params))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "rows", rows)

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 
-from jobs_async import JobQuery, UniqueConflict, UniqueStrategy
+from jobs_async import JobQuery, JobState, UniqueConflict, UniqueStrategy
 from jobs_async.stores.sqlite import SqliteStore
 from jobs_async.stores.sqlite.writer import SQL
 from tests.conftest import Measured
-from tests.faults.file_scene import Scene
-from tests.faults.statements import Fault, Statement, Statements, current, meanwhile, raising, watched
+from tests.faults.scene import Row, Scene
+from tests.faults.statements import Statement, Statements, current, meanwhile, raising, watched
+from tests.faults.sweep import Kind, Visit, quiet, sweep
 from tests.sqlite.conftest import memory_folder as memory_folder
 from tests.sqlite.conftest import path as path
-from tests.sqlite.support import ask, can_be_written_at_once, new, threads
-
-Kind = Callable[[Scene], Fault]
+from tests.sqlite.support import ask, can_be_written_at_once, new, open_files, threads
 
 SIDE_BY_SIDE = 12
 """Scenes that are played at the same time, for they mostly wait."""
-TRIES = 4
-"""How often a scene is played until a statement has come up that depends on the moment."""
 
 AUTOCOMMIT = ["COMMIT", "insert", "claim", "end", "apply", "delete"]
 UNUSED = {"purge", "spend_tick", "link_tick", "forget_ticks", "prolong_node"}
@@ -87,54 +85,54 @@ async def nothing_left() -> Any:
     assert not complaints
 
 
-async def statements(folder: Path) -> list[Statement]:
-    """Those that are made in every one of some quiet scenes."""
-    scenes = [Scene(folder / f"quiet-{n}.db") for n in range(3)]
-    for scene in scenes:
-        await scene.play()
-        assert not scene.wrong
-    passed = [scene.statements.passed for scene in scenes]
-    assert {name for _, name in passed[0]} >= SQL.keys() - UNUSED
-    counts = {kind: min(each[kind] for each in passed) for kind in passed[0]}
-    return [Statement(*kind, nth) for kind, count in counts.items() for nth in range(1, count + 1)]
+DUMP = "SELECT json_extract(args, '$'), state, coalesce(errors, '') LIKE '%SettlementRefused%' FROM jobs_async_jobs"
 
 
-async def sweep(folder: Path, every: int) -> int:
+class FilePlace:
+    """A file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def store(self) -> SqliteStore:
+        return SqliteStore(self._path)
+
+    async def rows(self) -> list[Row]:
+        return [Row(key, JobState(state), bool(refused)) for key, state, refused in ask(self._path, DUMP)]
+
+    async def is_free(self) -> bool:
+        return can_be_written_at_once(self._path)
+
+    async def wrongs(self) -> list[str]:
+        wrong = [] if ask(self._path, "PRAGMA integrity_check") == [("ok",)] else ["the file is damaged"]
+        return wrong + [f"still open: {file}" for file in open_files(self._path)]
+
+
+async def sweep_files(folder: Path, every: int) -> int:
     """Play a scene for every statement and each fault that it can meet, or for every so many of these; how many."""
-    found = await statements(folder)
-    wanted = [(name, each) for name in ANYWHERE for each in found]
-    wanted += [(ONCE_COMMITTED, each) for each in found if each.name in AUTOCOMMIT]
-    chosen = wanted[::every]
-    wrong: dict[str, list[str]] = {}
-    visited: list[tuple[str, Statement]] = []
-    turn = asyncio.Semaphore(SIDE_BY_SIDE)
+    numbers = count()
 
-    async def play(number: int, name: str, target: Statement) -> None:
-        async with turn:
-            for attempt in range(TRIES):
-                scene = Scene(folder / f"{number}-{attempt}.db", target, KINDS[name])
-                await scene.play()
-                if target.name == "BEGIN IMMEDIATE" and name in LOCKS:
-                    scene.wrong += map(repr, scene.errors)
-                if scene.wrong:
-                    wrong[f"{name}: {target}"] = scene.wrong
-                scene.path.unlink()
-                if scene.statements.struck.is_set():
-                    visited.append((name, target))
-                    return
+    @asynccontextmanager
+    async def places() -> AsyncGenerator[FilePlace]:
+        path = folder / f"{next(numbers)}.db"
+        yield FilePlace(path)
+        path.unlink()
 
-    async with asyncio.TaskGroup() as group:
-        for number, (name, target) in enumerate(chosen):
-            group.create_task(play(number, name, target))
-    assert not wrong
-    assert set(visited) == set(chosen)
-    return len(visited)
+    def look(name: str, scene: Scene) -> Iterator[str]:
+        target = scene.statements.target
+        if target is not None and target.name == "BEGIN IMMEDIATE" and name in LOCKS:
+            yield from map(repr, scene.errors)
+
+    found = await quiet(places, SQL.keys() - UNUSED)
+    visits: list[Visit] = [(name, each) for name in ANYWHERE for each in found]
+    visits += [(ONCE_COMMITTED, each) for each in found if each.name in AUTOCOMMIT]
+    return await sweep(places, visits[::every], KINDS, side_by_side=SIDE_BY_SIDE, look=look)
 
 
 async def test_f12_rows_54_55_69_and_70_whatever_a_statement_meets_leaves_nothing_open_and_loses_nothing(
     folder: Path,
 ) -> None:
-    await sweep(folder, every=17)
+    await sweep_files(folder, every=17)
 
 
 @pytest.mark.soak
@@ -142,7 +140,7 @@ async def test_f12_rows_54_55_69_and_70_whatever_a_statement_meets_leaves_nothin
 async def test_f12_row_50_no_connection_is_spoiled_whatever_any_statement_meets(
     folder: Path, measured: Measured
 ) -> None:
-    visited = await sweep(folder, every=1)
+    visited = await sweep_files(folder, every=1)
     load = f"{len(KINDS)} kinds of faults, each at every statement of a scene of 12 jobs"
     measured("F12, statements of SQLite", load, f"{visited} points, all visited; lost 0, open transactions 0")
 

@@ -1,4 +1,4 @@
-"""A few jobs in a file, in real time, from the opening of the store to its end; many scenes may be played at once."""
+"""A few jobs in a database, in real time, from its opening to the end; many scenes may be played at once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
@@ -26,9 +25,10 @@ from jobs_async import (
     UniqueConflict,
     UniqueStrategy,
 )
-from jobs_async.stores.sqlite import SqliteStore
+from jobs_async.core.job import FINAL
+from jobs_async.core.store import Store
 from tests.faults.statements import Fault, Statement, Statements, current
-from tests.sqlite.support import ask, can_be_written_at_once, open_files, until
+from tests.sqlite.support import until
 
 SOON = 1.5
 """Seconds after which what has not come about is left to another Supervisor."""
@@ -47,17 +47,47 @@ ENDS: dict[str, tuple[JobState, range]] = {
 }
 """How each job ends that is asked for under a key until it is stored, and after how many runs."""
 
-DUMP = "SELECT json_extract(args, '$'), state FROM jobs_async_jobs"
-LIVE = "SELECT count(*) FROM jobs_async_jobs WHERE completed_at IS NULL"
+
+class Row(NamedTuple):
+    key: str
+    state: JobState
+    refused: bool
+    """Whether it was discarded because the database refused its outcome."""
+
+
+class Place(Protocol):
+    """Where a scene is played, seen by somebody who has nothing to do with the library."""
+
+    def store(self) -> Store:
+        """A new one, on what is there."""
+        ...
+
+    async def rows(self) -> list[Row]:
+        """Every job."""
+        ...
+
+    async def is_free(self) -> bool:
+        """Whether no transaction is open."""
+        ...
+
+    async def wrongs(self) -> list[str]:
+        """What is damaged, and what a store that was closed still holds."""
+        ...
 
 
 class Scene:
-    """One file, the Supervisor that meets a fault, and the application that enqueues into it."""
+    """One database, the Supervisor that meets a fault, and the application that enqueues into it."""
 
     def __init__(
-        self, path: Path, target: Statement | None = None, fault: Callable[[Scene], Fault] | None = None
+        self,
+        place: Place,
+        target: Statement | None = None,
+        fault: Callable[[Scene], Fault] | None = None,
+        refusals: int = 0,
     ) -> None:
-        self.path = path
+        """So many as `refusals` outcomes may have been refused."""
+        self.place = place
+        self._refusals = refusals
         self.runs: Counter[str] = Counter()
         self.statements = Statements(target, fault and fault(self))
         self.wrong: list[str] = []
@@ -70,11 +100,12 @@ class Scene:
 
     def _supervisor(self) -> Supervisor:
         jobs = Supervisor(
-            SqliteStore(self.path),
+            self.place.store(),
             queues={"default": 4},
             poll_interval=0.02,
             heartbeat=0.1,
-            lease=10,
+            lease=5,
+            rescue_interval=1,
             shutdown_timeout=2,
             max_stall=None,
         )
@@ -122,10 +153,18 @@ class Scene:
         await self._jobs.stop()
         await asyncio.wait({self._serving})
         self.statements.is_on = False
-        if self._has_live():
-            async with self._supervisor():
-                await self._soon(until(self._has_none_live), GUARD)
-        self._look_at_what_has_become_of_it()
+        if not await self._has_none_live():
+            await self._finish()
+        await self._look_at_what_has_become_of_it()
+
+    async def _finish(self) -> None:
+        """Another Supervisor, which takes no fault, does what is left."""
+        async with asyncio.timeout(GUARD):
+            while True:
+                with suppress(StoreError):
+                    async with self._supervisor():
+                        await self._soon(until(self._has_none_live), GUARD)
+                    return
 
     async def _serve(self) -> None:
         """Run, and once more where the store could not be opened or joined."""
@@ -217,25 +256,24 @@ class Scene:
         try:
             async with asyncio.timeout(GUARD):
                 await self._surely(lambda: self._jobs.resume_queue("other"))
-                await until(self._is_free)
+                await until(self.place.is_free)
         except TimeoutError:
             self.wrong.append("a transaction was left open")
 
-    async def _is_free(self) -> bool:
-        return can_be_written_at_once(self.path)
-
-    def _has_live(self) -> bool:
-        return ask(self.path, LIVE) != [(0,)]
-
     async def _has_none_live(self) -> bool:
-        return not self._has_live()
+        return all(row.state in FINAL for row in await self.place.rows())
 
-    def _look_at_what_has_become_of_it(self) -> None:
-        rows = ask(self.path, DUMP)
-        stored = Counter(key for key, _ in rows)
-        states = {key: JobState(state) for key, state in rows}
+    async def _look_at_what_has_become_of_it(self) -> None:
+        rows = await self.place.rows()
+        stored = Counter(row.key for row in rows)
+        states = {row.key: row.state for row in rows}
+        refused = {row.key for row in rows if row.refused}
+        if len(refused) > self._refusals:
+            self.wrong.append(f"outcomes were refused: {refused}")
         self.wrong += [f"{key} is stored {count} times" for key, count in stored.items() if count > 1]
         for key, (state, runs) in ENDS.items():
+            if key in refused:
+                continue
             if states.get(key) is not state:
                 self.wrong.append(f"{key} is {states.get(key)!r}, not {state.name}")
             if self.runs[key] not in runs:
@@ -243,11 +281,9 @@ class Scene:
         for key in BURST:
             if self.runs[key] != stored[key] and stored[key] < 2:
                 self.wrong.append(f"{key} ran {self.runs[key]} times")
+        states |= dict.fromkeys(refused, JobState.completed)
         self.wrong += [f"{job!r} was answered, and is not stored" for job in self._lost(states)]
-        if ask(self.path, "PRAGMA integrity_check") != [("ok",)]:
-            self.wrong.append("the file is damaged")
-        if left := open_files(self.path):
-            self.wrong.append(f"still open: {left}")
+        self.wrong += await self.place.wrongs()
 
     def _lost(self, states: dict[str, JobState]) -> list[Job[Any]]:
         return [job for job in self._answered if states.get(job.args) is not JobState.completed]
