@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from jobs_async import SchemaError, StoreError, Supervisor, worker
 from jobs_async.cli.main import main
 from jobs_async.core.errors import OptionError
+from jobs_async.core.options import NewJob
 from jobs_async.stores import sql
 from jobs_async.stores.postgres import PostgresStore, migrations, server
 from tests.cluster import PgCluster, PgServer, _binaries
@@ -509,3 +510,13 @@ async def test_a_password_with_signs_of_its_own_can_be_given(own: PgCluster) -> 
         assert await PostgresStore(dsn).schema_version() == (0, migrations.NEWEST)
     finally:
         await script(own.dsn(), f"ALTER ROLE ada PASSWORD '{SECRET}'")
+
+
+async def test_a_transaction_goes_on_where_a_migration_has_outdated_what_its_connection_had_prepared(
+    pg_dsn: str,
+) -> None:
+    async with PostgresStore(pg_dsn, pool_size=1) as store:
+        await store.insert([NewJob("work", "{}", unique_key="before")])
+        await ask(pg_dsn, "ALTER TABLE jobs_async_jobs ALTER max_attempts TYPE bigint")
+        (job,) = await store.insert([NewJob("work", "{}", unique_key="after")])
+    assert await ask(pg_dsn, "SELECT id FROM jobs_async_jobs WHERE unique_key = 'after'") == [(job.id,)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,16 +12,16 @@ from typing import Any
 import asyncpg
 import pytest
 
-from jobs_async.core.errors import UniqueConflict
+from jobs_async.core.errors import StoreBusy, UniqueConflict
 from jobs_async.core.job import Job, JobState
-from jobs_async.core.lifecycle import decide, rerun
+from jobs_async.core.lifecycle import Patch, Transition, decide, rerun
 from jobs_async.core.options import UniqueStrategy
 from jobs_async.core.outcome import Failed, Failure
 from jobs_async.core.store import JobQuery, Node
 from jobs_async.stores.postgres import PostgresStore
 from tests.cluster import VERSIONS
 from tests.conftest import Measured
-from tests.postgres.support import connected, done, new
+from tests.postgres.support import PATIENCE, ask, connected, done, new
 
 WARM = 12
 """So often is each statement run before there is anything to be found: by then its plan is kept, and used for ever."""
@@ -438,3 +438,23 @@ async def test_row_56_a_minute_of_an_old_transaction_costs_less_than_two_fifths(
     measured("row 56", "a transaction open for 60 s", f"{before:.0f} jobs/s before, {then:.0f}, {after:.0f} after")
     assert then >= 0.6 * before
     assert claims < 300
+
+
+async def test_whoever_writes_several_rows_locks_them_in_the_order_of_their_ids(pg_dsn: str) -> None:
+    async with PostgresStore(pg_dsn) as store, connected(pg_dsn) as other, connected(pg_dsn) as onlooker:
+        await store.insert([new() for _ in range(3)])
+        claimed = (await store.fetch("default", 3, node=None)).jobs
+        for steps in (
+            [done(job) for job in claimed],
+            [Transition(job, job.state, patch=Patch(priority=1)) for job in claimed],
+        ):
+            async with asyncio.timeout(PATIENCE), other.transaction():
+                await other.execute("SELECT FROM jobs_async_jobs WHERE id = $1 FOR UPDATE", claimed[1].id)
+                writing = asyncio.create_task(store.apply(steps[::-1]))
+                while not await onlooker.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    await asyncio.sleep(0.005)
+                free = await onlooker.fetch("SELECT id FROM jobs_async_jobs FOR UPDATE SKIP LOCKED")
+            assert [id for (id,) in free] == [claimed[2].id]
+            with suppress(StoreBusy):
+                await writing
+            await ask(pg_dsn, "UPDATE jobs_async_jobs SET state = 1, completed_at = NULL")

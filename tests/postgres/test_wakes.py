@@ -403,3 +403,20 @@ async def test_a_store_whose_ear_hangs_closes_in_time(pg_dsn: str) -> None:
         async with asyncio.timeout(WAIT):
             await store.close()
         assert task.done()
+
+
+async def test_a_full_queue_of_notifications_holds_up_no_job_and_no_transaction() -> None:
+    with PgCluster.start(settings={"max_notify_queue_pages": 64}) as server:
+        dsn = server.create_database()
+        async with operator(dsn) as jobs, connected(dsn) as idle:
+            await idle.execute("LISTEN other")
+            await idle.execute("BEGIN; SELECT 1")  # which keeps all that is said from now on
+            with pytest.raises(asyncpg.ProgramLimitExceededError):
+                for n in range(1000):
+                    await ask(dsn, f"SELECT pg_notify('other', '{n}' || repeat('x', 7900))")
+            first = await jobs.enqueue("work")
+            assert await jobs.cancel(first.id)
+            assert await jobs.retry(first.id)
+            async with connected(dsn) as connection, connection.transaction():
+                await jobs.enqueue("work", connection=connection)
+        assert await ask(dsn, "SELECT count(*) FROM jobs_async_jobs WHERE state = 0") == [(2,)]

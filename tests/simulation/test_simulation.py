@@ -15,7 +15,7 @@ from tests.simulation.run import fingerprint, judge, simulate
 
 ROOT = Path(__file__).parents[2]
 BATCH = 50
-SEEDS = 1_000
+SEEDS = 500
 SOAK = 10_000
 
 HAPPENS = {

@@ -64,7 +64,15 @@ def test_memory_store() -> None:
 @pytest.mark.timeout(600)
 def test_sqlite_store(fast_path: Path) -> None:
     fast_path.mkdir()
-    run_state_machine_as_test(store_machine(_fresh_files(fast_path)), settings=_settings(500))
+    run_state_machine_as_test(store_machine(_fresh_files(fast_path)), settings=_settings(150))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_sqlite_store_for_long(fast_path: Path, measured: Measured) -> None:
+    fast_path.mkdir()
+    run_state_machine_as_test(store_machine(_fresh_files(fast_path)), settings=_settings(500, 50))
+    measured("F10 model", "500 × 50 random calls, SQLite", "differences 0")
 
 
 @pytest.mark.timeout(600)
