@@ -35,7 +35,7 @@ def doctor(app: str | None, url: str | None, *, app_dir: str, debug: bool, as_js
     except exits.Failure as failure:
         if failure.exit_code != exits.STORE:
             raise
-        found = [Finding("error", "store-unreachable", failure.message, "start the database, or correct its address")]
+        found = [Finding("error", "store-unreachable", failure.message, _advice(failure.message))]
     _say(found, as_json=as_json)
     if code := _exit_code(found):
         raise click.exceptions.Exit(code)
@@ -49,6 +49,15 @@ async def _examine(jobs: Supervisor) -> Sequence[Finding]:
         return await jobs.diagnose()
     finally:
         await jobs.stop()
+
+
+def _advice(text: str) -> str:
+    """What to do about a store that cannot be used, by what it said."""
+    if "permission denied" in text:
+        return "grant the role its rights on the tables of jobs_async"
+    if "authentication" in text or "does not let us in" in text:
+        return "correct the user, the password or the database in its address"
+    return "start the database, or correct its address"
 
 
 def _exit_code(found: Sequence[Finding]) -> int:

@@ -38,8 +38,8 @@ async def behind(store: Store) -> str | None:
         return None
     async with asyncio.timeout(STORE_SECONDS):
         stored, newest = await schema.schema_version()
-    if stored == newest:
-        return None
+        if stored == newest or (stored > newest and await schema.fits()):
+            return None
     if stored > newest:
         return f"its schema is {stored}, newer than {newest}, the newest known here: upgrade jobs-async"
     if stored == 0:
@@ -65,7 +65,7 @@ def migrate(
     elif sql:
         click.echo(schema.migration_sql(since), nl=False)
     elif check:
-        _check(*exits.run(schema.schema_version()), as_json=as_json)
+        _check(*exits.run(_versions(schema)), as_json=as_json)
     else:
         applied, versions = exits.run(_migrate(schema))
         _say(applied, versions, as_json=as_json)
@@ -75,16 +75,22 @@ async def _migrate(schema: Migrates) -> tuple[list[int], tuple[int, int]]:
     return await schema.migrate(), await schema.schema_version()
 
 
-def _check(stored: int, newest: int, *, as_json: bool) -> None:
+async def _versions(schema: Migrates) -> tuple[int, int, bool]:
+    return *await schema.schema_version(), await schema.fits()
+
+
+def _check(stored: int, newest: int, fits: bool, *, as_json: bool) -> None:
     if as_json:
         say_json({"stored": stored, "newest": newest, "applied": []})
     elif stored == newest:
         click.echo(f"up to date: schema {stored}")
+    elif fits:
+        click.echo(f"up to date: schema {stored}, newer than {newest}, and it fits")
     elif stored < newest:
         click.echo(f"behind: schema {stored}, {newest} is the newest")
     else:
         click.echo(f"too new: schema {stored}, {newest} is the newest known here")
-    if stored != newest:
+    if not fits:
         raise click.exceptions.Exit(exits.STORE)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from jobs_async.cli.exits import INTERRUPTED
@@ -60,6 +61,7 @@ class Urgency:
         threading.Thread(target=self._follow, args=(line,), name="jobs_async parent", daemon=True).start()
 
     def _follow(self, line: int) -> None:
-        while said := os.read(line, 1):
-            self.raise_to(said[0])
+        with suppress(OSError):  # reset, where it died before it had read what we said
+            while said := os.read(line, 1):
+                self.raise_to(said[0])
         self.raise_to(DRAIN)

@@ -22,6 +22,15 @@ class Migrates(Protocol):
         """
         ...
 
+    async def fits(self) -> bool:
+        """Whether this version of the package can work with the schema as it is: it is up to date, or newer in a way
+        that does no harm, as while a deploy is under way.
+
+        Raises:
+            StoreError: the database does not answer, or is none.
+        """
+        ...
+
     def migration_sql(self, since: int = 0) -> str:
         """A script that brings a schema at version `since` up to date, for the database's own shell.
 

@@ -78,6 +78,9 @@ class Janitor:
             steps = [decide(job, self._lost, delay) for job, delay in zip(jobs, delays, strict=True)]
             freed = zip(steps, await self._apply(steps), strict=True)
             done = [(step, job) for step, job in freed if job is not None]
+            if done:
+                dead = ", ".join(sorted({str(step.job.node) for step, _ in done}))
+                logger.warning("rescued %d jobs of dead nodes (%s)", len(done), dead)
             await self._herald.tell(partial(_freed, done))
             for _, job in done:
                 self._crew.nudge(job.queue)
@@ -88,7 +91,7 @@ class Janitor:
             return await in_time(self._host.store.apply(steps))
         except StoreBusy:
             if len(steps) == 1:
-                logger.warning("job %d is lost, and locked by a transaction; it is rescued later", steps[0].job.id)
+                logger.warning("job %d is lost, and held by somebody's transaction: later", steps[0].job.id)
                 return [None]
         return [job for step in steps for job in await self._apply([step])]
 
@@ -136,7 +139,7 @@ class Janitor:
         now = asyncio.get_running_loop().time()
         self._strays = {key: self._strays.get(key, now) for key in strays}
         lost = [decide(job, Interrupted()) for key, job in strays.items() if now - self._strays[key] >= patience]
-        for job in await in_time(self._host.store.apply(lost)) if lost else ():
+        for job in await self._apply(lost) if lost else ():
             if job is not None:
                 logger.warning("job %d (%s) was claimed but its claim never arrived; handed back", job.id, job.worker)
                 self._crew.nudge(job.queue)

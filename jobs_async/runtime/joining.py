@@ -23,4 +23,6 @@ async def joined(store: Store, primitive: str, given: object, connection: object
     except TypeError as error:
         if "connection" not in str(error):
             raise
-        raise OptionError(f"{type(store).__name__} has no transactions to join with connection=") from None
+        raise OptionError(
+            f"{type(store).__name__} has no transactions to join with connection=; a SqliteStore or PostgresStore has"
+        ) from None

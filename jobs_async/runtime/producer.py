@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 MAX_BATCH = 10_000
+MAX_BATCH_BYTES = 64 * 2**20
+"""Of arguments in one call: what a database takes within the time that a call may take."""
 CLOSE_SECONDS = 1.0
 """How long a stop waits for the store to close."""
 
@@ -144,6 +146,8 @@ class Producer:
         new = [self._decided(draft) for draft in drafts]
         if len(new) > MAX_BATCH:
             raise OptionError(f"enqueue at most {MAX_BATCH:,} jobs at once, not {len(new):,}")
+        if sum(len(item.args_json) for item in new) > MAX_BATCH_BYTES:
+            raise OptionError(f"enqueue at most {MAX_BATCH_BYTES >> 20} MiB of arguments at once; in several calls")
         if not new:
             return []
         await self._ensure_open()

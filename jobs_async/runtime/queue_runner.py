@@ -199,6 +199,7 @@ class QueueRunner:
                 self._shy_until = asyncio.get_running_loop().time() + 2 * HAND_BACK
                 run.outcome = Interrupted(HAND_BACK)
             else:
+                logger.error("job %d is discarded: no live node has a worker %r", run.job.id, run.job.worker)
                 run.outcome = Discarded(Failure("WorkerNotFound", UNKNOWN))
             self._settler.take(run, self._release)
 

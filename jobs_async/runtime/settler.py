@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jobs_async.core.errors import WriteRefused
+from jobs_async.core.errors import StoreBusy, WriteRefused
 from jobs_async.core.events import Event, StaleSettlement, outcome_event
 from jobs_async.core.job import DEFERRED, Job, JobState
 from jobs_async.core.lifecycle import Transition, advance, decide
@@ -38,7 +38,7 @@ TRIES_TOGETHER = 3
 REFUSALS = (WriteRefused, ValueError, TypeError)
 REFUSED = "SettlementRefused"
 SETTLING, READING = "settling jobs", "reading jobs"
-COMPLETING = "settling jobs that a transaction of their handler may still hold"
+SETTLING_HELD = "settling jobs that somebody's transaction may hold"
 
 Release = Callable[[list[Run]], None]
 Settled = tuple[Run, Transition, Job[Any] | None]
@@ -96,8 +96,17 @@ class Settler:
                 if run.completion is not None and run not in done:
                     self._set_apart(run, release)
             runs = [run for run, _ in mine if run.completion is None]
-            settled = [(run, run.completion, job) for run, job in done.items() if run.completion is not None]
-            await self._tell([*settled, *(await self._settle(runs) if runs else ())])
+            settled: list[Settled] = [
+                (run, run.completion, job) for run, job in done.items() if run.completion is not None
+            ]
+            try:
+                settled += await self._settle(runs, insists=False) if runs else []
+            except StoreBusy:  # one of them is held, and the others need not wait for its end
+                for run, release in mine:
+                    if run.completion is None:
+                        self._set_apart(run, release)
+                mine = [each for each in mine if each[0].completion is not None]
+            await self._tell(settled)
         finally:
             for release, ended in _by_release(mine).items():
                 release(ended)
@@ -109,7 +118,7 @@ class Settler:
 
     async def _settle_apart(self, run: Run, release: Release) -> None:
         try:
-            await self._tell(await self._settle([run], COMPLETING))
+            await self._tell(await self._settle([run], SETTLING_HELD))
         finally:
             release([run])
 
@@ -122,9 +131,9 @@ class Settler:
         stored = {row.id: row for row in rows}
         return {run: row for run in runs if (row := stored.get(run.job.id)) is not None and _is_completed(row, run)}
 
-    async def _settle(self, runs: Sequence[Run], doing: str = SETTLING) -> list[Settled]:
+    async def _settle(self, runs: Sequence[Run], doing: str = SETTLING, *, insists: bool = True) -> list[Settled]:
         steps = [run.step() for run in runs]
-        applied = await self.write(steps, doing)
+        applied = await self.write(steps, doing, insists=insists)
         return [
             (run, step, job) if job is not None else (run, *await self._settle_again(run, step))
             for run, step, job in zip(runs, steps, applied, strict=True)
@@ -158,11 +167,16 @@ class Settler:
             logger.warning("job %d (%s) was taken from this node; its outcome is dropped", run.job.id, run.job.worker)
         return step, job
 
-    async def write(self, steps: Sequence[Transition], doing: str = SETTLING) -> list[Job[Any] | None]:
-        """Apply transitions, insisting while the store is away.
+    async def write(
+        self, steps: Sequence[Transition], doing: str = SETTLING, *, insists: bool = True
+    ) -> list[Job[Any] | None]:
+        """Apply transitions, insisting while the store is away; and where somebody holds their rows, if it `insists`.
 
         Where the store refuses a batch for good, each step is written by itself; one that it will never take ends its
         job as a discard, and where it does not even take that, None.
+
+        Raises:
+            StoreBusy: it does not insist.
         """
         pause, tries = FIRST_PAUSE, 0
         while True:
@@ -172,6 +186,8 @@ class Settler:
                 self._outage.worked(doing)
                 return applied
             except Exception as error:
+                if isinstance(error, StoreBusy) and not insists:
+                    raise
                 tries += 1
                 refused = isinstance(error, REFUSALS)
                 if not refused:

@@ -199,13 +199,14 @@ def _just_ends(step: Transition) -> bool:
 
 
 async def _apply_alike(session: Session, steps: Sequence[Transition], now: datetime) -> list[Job[Any] | None]:
+    """In the order of their ids: two who lock the same rows in opposite orders would wait for each other."""
     after = [lifecycle.advance(step.job, step, now) for step in steps]
     if _just_ends(steps[0]):
         ends = [session.mapping.to_end(step, job) for step, job in zip(steps, after, strict=True)]
-        found = await session.batch("end", ends)
+        found = await session.batch("end", sorted(ends))
     else:
         changes = [session.mapping.to_change(step.job, job, step) for step, job in zip(steps, after, strict=True)]
-        found = await session.batch("apply", changes)
+        found = await session.batch("apply", sorted(changes))
     written = {row[0]: row for row in found}
     return [_as_written(job, written.get(job.id)) for job in after]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -38,11 +39,42 @@ async def test_a_transaction_left_open_holds_up_its_own_job_alone(
 
         with caplog.at_level(logging.WARNING, "jobs_async"):
             job = await pay.enqueue()
-            await until(lambda: holds(lambda: "a transaction of their handler may still hold failed" in caplog.text))
+            await until(lambda: holds(lambda: "that somebody's transaction may hold failed" in caplog.text))
         assert [await jobs.result(await other.enqueue(n)) for n in range(3)] == [0, 1, 2]
         assert (await jobs.get(job.id)).state is JobState.executing
         await (transaction.commit() if is_committed else transaction.rollback())
         assert await jobs.result(job) == ("in the transaction" if is_committed else "returned")
+
+
+async def test_a_row_that_the_application_holds_holds_up_no_other_settlement(pg_dsn: str) -> None:
+    """Enqueueing a duplicate locks the job that has the key, until the application's transaction ends."""
+    go = asyncio.Event()
+    async with asyncio.timeout(PATIENCE), supervisor(pg_dsn) as jobs, connected(pg_dsn) as connection:
+
+        @jobs.worker
+        async def slow(n: int) -> int:
+            await go.wait()
+            return n
+
+        @jobs.worker
+        async def fast(n: int) -> int:
+            return n
+
+        held = [await slow.options(unique_key=f"k{n}").enqueue(n) for n in range(3)]
+        for job in held:
+            await until(partial(_executes, jobs, job.id))
+        async with connection.transaction():
+            for n, job in enumerate(held):
+                twin = await slow.options(unique_key=f"k{n}", connection=connection).enqueue(n)
+                assert (twin.id, twin.duplicate) == (job.id, True)
+            go.set()
+            assert [await jobs.result(await fast.enqueue(n)) for n in range(5)] == [0, 1, 2, 3, 4]
+            assert all([await _executes(jobs, job.id) for job in held])
+        assert [await jobs.result(job) for job in held] == [0, 1, 2]
+
+
+async def _executes(jobs: Supervisor, job_id: int) -> bool:
+    return (await jobs.get(job_id)).state is JobState.executing
 
 
 async def test_who_would_replace_the_job_waits_for_what_becomes_of_it(pg_dsn: str) -> None:

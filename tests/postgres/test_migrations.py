@@ -252,6 +252,24 @@ async def test_migrate_false_refuses_a_missing_and_a_too_new_schema_and_makes_no
     assert await PostgresStore(pg_dsn).schema_version() == (8, migrations.NEWEST)
 
 
+def test_the_command_line_goes_by_whether_a_newer_schema_fits(pg_dsn: str) -> None:
+    def said(*words: str) -> tuple[int, str]:
+        ran = CliRunner().invoke(main, [*words, "--store", pg_dsn])
+        return ran.exit_code, ran.output
+
+    asyncio.run(PostgresStore(pg_dsn).migrate())
+    asyncio.run(ask(pg_dsn, "INSERT INTO jobs_async_migrations VALUES (7, 1)"))
+    assert said("migrate", "--check") == (0, f"up to date: schema 7, newer than {migrations.NEWEST}, and it fits\n")
+    assert said("migrate")[0] == 0
+    assert said("health")[0] == 0
+    assert "schema-behind" not in said("doctor")[1]
+    asyncio.run(ask(pg_dsn, "INSERT INTO jobs_async_migrations VALUES (8, 8)"))
+    for command in (["migrate", "--check"], ["migrate"], ["doctor"]):
+        code, text = said(*command)
+        assert (code, "8" in text) == (5, True), text
+    assert said("health")[0] == 1
+
+
 def one_line(pattern: str) -> str:
     return rf"\A[^\n]*{pattern}[^\n]*\Z"
 

@@ -156,6 +156,8 @@ async def test_all_of_a_batch_or_nothing(world: World) -> None:
         assert await jobs.enqueue_many([]) == []
         with pytest.raises(OptionError, match="10,000"):
             await jobs.enqueue_many([Draft("work")] * 10_001)
+        with pytest.raises(OptionError, match="64 MiB"):
+            await jobs.enqueue_many([Draft("work", {"x": "a" * (2**20 - 50)})] * 65)
         with pytest.raises(OptionError, match="Draft brings its own"):
             await jobs.enqueue(Draft("work"), {"x": 1})  # type: ignore[call-overload]
         with pytest.raises(OptionError, match="no transactions"):

@@ -36,6 +36,21 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, _AGAIN)
 
 
+def may_repeat(error: BaseException) -> bool:
+    """As `is_passing`, or a migration has outdated what was prepared, which the driver has forgotten by now?"""
+    return is_passing(error) or isinstance(error, asyncpg.InvalidCachedStatementError)
+
+
+def leaves_usable(error: BaseException) -> bool:
+    """Did the server answer on a connection that is still good for the next call?
+
+    Not where it refuses to write: a new connection may lead to another server, or find this one a primary.
+    """
+    if isinstance(error, asyncpg.PostgresError):
+        return not isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+    return isinstance(error, (asyncpg.exceptions.DataError, JobsError))
+
+
 def typed(error: Exception) -> Exception:
     """As the error that callers of a store know."""
     if isinstance(error, JobsError):

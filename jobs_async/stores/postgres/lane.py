@@ -26,8 +26,6 @@ Answer = TypeVar("Answer")
 Work = Callable[["Session", list[Item]], Awaitable[Sequence[Answer]]]
 """Serves like requests in one statement; answers in their order."""
 
-FIRST_PAUSE, MAX_PAUSE = 0.05, 0.5
-
 
 @dataclass(slots=True, eq=False)
 class _Piece:
@@ -129,7 +127,7 @@ class Lane:
     async def _serve(self, group: list[_Piece]) -> None:
         first = group[0]
         try:
-            await self._reach(first.give_up_at)
+            await self._line.reach(first.give_up_at, lambda: self._closing)
             answers = await self._line.call(
                 lambda session: first.work(session, [piece.item for piece in group]),
                 atomic=first.atomic,
@@ -149,18 +147,6 @@ class Lane:
             return
         for piece, answer in zip(group, answers, strict=True):
             _answer(piece.future, answer)
-
-    async def _reach(self, give_up_at: float) -> None:
-        """Connect where that is needed, again and again until then."""
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await self._line.reach(max(MIN_SECONDS, give_up_at - self._loop.time()))
-            except StoreError:
-                if self._closing or self._loop.time() + pause >= give_up_at:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE)
 
 
 def _answer(future: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> None:

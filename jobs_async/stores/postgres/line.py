@@ -11,10 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import asyncpg
-
-from jobs_async.core.errors import JobsError, StoreClosed, StoreTimeout
-from jobs_async.stores.postgres.errors import is_passing, refused_at_the_door, typed
+from jobs_async.core.errors import StoreClosed, StoreError, StoreTimeout
+from jobs_async.stores.postgres.errors import leaves_usable, may_repeat, refused_at_the_door, typed
 from jobs_async.stores.postgres.server import CALL_SECONDS, CONNECT_SECONDS
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ Do = Callable[["Session"], Awaitable[T]]
 TRIES = 5
 """How often a transaction that was in the way of another is tried."""
 GOODBYE_SECONDS = 0.5
+FIRST_PAUSE, MAX_PAUSE = 0.05, 0.5
+"""Seconds between two attempts to connect."""
 MIN_SECONDS = 0.5
 """What a call that has waited long for its turn is given all the same."""
 
@@ -78,7 +78,7 @@ class Line:
             try:
                 return await (self._transaction(session, do) if atomic else do(session))
             except Exception as error:
-                if not is_passing(error):
+                if not may_repeat(error):
                     raise
         return await (self._transaction(session, do) if atomic else do(session))
 
@@ -94,9 +94,18 @@ class Line:
             raise
         return answer
 
-    async def reach(self, seconds: float) -> None:
-        """Connect where that is needed, in so many seconds, 3 at most; raises why that is not possible."""
-        await self._ready(seconds)
+    async def reach(self, give_up_at: float, is_over: Callable[[], bool]) -> None:
+        """Connect where that is needed, again and again until then; raises why that is not possible."""
+        loop, pause = asyncio.get_running_loop(), FIRST_PAUSE
+        while True:
+            try:
+                await self._ready(max(MIN_SECONDS, give_up_at - loop.time()))
+                return
+            except StoreError:
+                if is_over() or loop.time() + pause >= give_up_at:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE)
 
     async def _ready(self, seconds: float) -> Session:
         if self._session is None or self._session.connection.is_closed():
@@ -118,8 +127,7 @@ class Line:
     def _drop_in_doubt(self, error: BaseException) -> None:
         """Keep a connection on which the server has answered, and which holds no transaction."""
         session = self._session
-        answered = isinstance(error, (asyncpg.PostgresError, asyncpg.exceptions.DataError, JobsError))
-        if session is not None and not (answered and _is_at_rest(session)):
+        if session is not None and not (leaves_usable(error) and _is_at_rest(session)):
             self.cut()
 
     def end(self) -> None:
@@ -173,6 +181,7 @@ class Lines:
         self._visits.add(visit)
         try:
             async with self._one() as line:
+                await line.reach(give_up_at, lambda: self._closed)
                 return await line.call(do, atomic=atomic, seconds=max(MIN_SECONDS, give_up_at - loop.time()))
         finally:
             self._visits.discard(visit)

@@ -65,7 +65,8 @@ async def version(session: Session, schema: str) -> tuple[int, int]:
 async def migrate(session: Session, schema: str) -> list[int]:
     """Bring the schema up to date inside the transaction that is open; the numbers of what was applied."""
     await session.rows(_LOCK)
-    since, _ = await version(session, schema)
+    since, compatible = await version(session, schema)
+    _refuse_too_new(compatible)
     for sql in statements(schema, since):
         await session.connection.execute(sql)
     return [number for number, _ in migrations(PACKAGE) if number > since]
@@ -78,7 +79,11 @@ async def check(session: Session, server: Server) -> None:
         SchemaError: the schema is missing, older, or too new for this version of the package.
     """
     stored, compatible = await version(session, server.schema)
-    if compatible > NEWEST:
-        raise SchemaError(f"the schema needs a jobs_async that knows version {compatible}, this one knows {NEWEST}")
+    _refuse_too_new(compatible)
     if stored < NEWEST:
         raise SchemaError(f"the schema is at version {stored}, this jobs_async needs {NEWEST}: {BEHIND}")
+
+
+def _refuse_too_new(compatible: int) -> None:
+    if compatible > NEWEST:
+        raise SchemaError(f"the schema needs a jobs_async that knows version {compatible}, this one knows {NEWEST}")

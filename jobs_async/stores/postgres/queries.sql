@@ -1,5 +1,6 @@
 -- One block a statement. Each term that guards a write stands on a line of its own. Parameters are named as psql has
 -- them, save those of a batch, which are arrays by number. Where :lease_now is null the server's clock judges leases.
+-- Hints are not said while the queue of notifications runs full: a commit that says one into a full queue fails.
 -- A + before a column leads past the indexes that have it. JSON comes and goes as text wherever the connection may be an application's own, for that may have a codec for it.
 
 -- name: insert
@@ -18,10 +19,12 @@ WITH fresh AS (
     )
     RETURNING id
 )
-SELECT id, (SELECT count(pg_notify($26, hint)) FROM unnest($27::text[]) AS hint) FROM fresh
+SELECT id, (
+    SELECT count(pg_notify($26, hint)) FROM unnest($27::text[]) AS hint WHERE pg_notification_queue_usage() < 0.5
+) FROM fresh
 
 -- name: hint
-SELECT pg_notify(:channel, hint) FROM unnest(:hints::text[]) AS hint
+SELECT pg_notify(:channel, hint) FROM unnest(:hints::text[]) AS hint WHERE pg_notification_queue_usage() < 0.5
 
 -- name: hold
 SELECT pg_advisory_xact_lock(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -31,10 +32,20 @@ SETTINGS = {
 HOT = {**SETTINGS, "enable_seqscan": "off", "enable_bitmapscan": "off"}
 """For statements that are to find few rows by an index, however empty the table was when they were planned."""
 CLAIMING = {**HOT, "enable_sort": "off"}
+SETTLING = {**HOT, "lock_timeout": "250ms"}
+"""A row that somebody's transaction holds must not hold up the settlement of all others."""
 _NOT_LOCAL = ("default_transaction_isolation", "jit")
 """Said otherwise, by BEGIN; and what asyncpg, when it looks up a type, finds and then sets for the whole session."""
 ASKING = {**SETTINGS, "plan_cache_mode": "force_custom_plan"}
 """For questions of every kind: none keeps the plan that was right while the table was empty."""
+
+_HOST_IS_OUT = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.exceptions.TargetServerAttributeNotMatched,
+)
 
 
 class Server:
@@ -45,7 +56,7 @@ class Server:
             raise OptionError("PostgresStore takes a dsn or connect=, and not both")
         if connect is not None and not callable(connect):
             raise OptionError("connect= must be an async function that returns an asyncpg connection")
-        self._dsn = None if dsn is None else _checked(dsn)
+        self._hosts = [] if dsn is None else one_by_one(_checked(dsn))
         self._connect = connect
         self.schema = schema
         self.pooler = pooler
@@ -71,9 +82,23 @@ class Server:
         return connection
 
     async def _dial(self) -> asyncpg.Connection[Any]:
+        """To the first host that takes us. Each has its share of the time, for one that has died may not even refuse;
+        who took us last is asked first.
+        """
         more: dict[str, Any] = {"statement_cache_size": 0} if self.pooler else {}
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(self._dsn, timeout=CONNECT_SECONDS, **more)
-        return connection
+        hosts = self._hosts
+        for dsn in hosts:
+            try:
+                connection: asyncpg.Connection[Any] = await asyncpg.connect(
+                    dsn, timeout=CONNECT_SECONDS / len(hosts), **more
+                )
+            except _HOST_IS_OUT:
+                if dsn is hosts[-1]:
+                    raise
+            else:
+                self._hosts = [dsn, *(other for other in hosts if other is not dsn)]
+                return connection
+        raise AssertionError("a dsn has a host")
 
     async def ready(self, settings: dict[str, str]) -> Session:
         """A new connection with settings of its own; a pooler would hand them to others, so there is none there."""
@@ -104,3 +129,15 @@ def _checked(dsn: object) -> str:
     if not isinstance(dsn, str) or not dsn.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
         raise OptionError("a dsn is a string such as postgresql://user@host/database")
     return dsn.replace("postgresql+asyncpg://", "postgresql://", 1)
+
+
+def one_by_one(dsn: str) -> list[str]:
+    """A dsn for each of its hosts; given them all, the driver waits for the first until the time is up."""
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        return [dsn]  # the driver will say so
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return [dsn]
+    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]

@@ -40,7 +40,7 @@ from jobs_async.stores.postgres.lifeline import PostgresLifeline
 from jobs_async.stores.postgres.line import Do, Line, Lines
 from jobs_async.stores.postgres.listener import Listener
 from jobs_async.stores.postgres.records import PostgresRecords
-from jobs_async.stores.postgres.server import ASKING, CLAIMING, HOT, SETTINGS, Connect, Server
+from jobs_async.stores.postgres.server import ASKING, CLAIMING, SETTINGS, SETTLING, Connect, Server
 from jobs_async.stores.postgres.session import MAX_ROWS, Session
 from jobs_async.stores.rows import dumps
 from jobs_async.stores.select import params, select
@@ -137,7 +137,7 @@ class PostgresStore(PostgresRecords, Store):
                 await self.migrate()
             self._loop = asyncio.get_running_loop()
             self._claims = Lane(self._server, CLAIMING, "claims")
-            self._settlements = Lane(self._server, HOT, "settlements")
+            self._settlements = Lane(self._server, SETTLING, "settlements")
             self._inserts = Lane(self._server, SETTINGS, "inserts")
             self._beats = Lane(self._server, SETTINGS, "beats")
             self._pool = Lines(self._server, ASKING, self._pool_size)
@@ -207,6 +207,13 @@ class PostgresStore(PostgresRecords, Store):
         stored, _ = await self._alone(version, SETTINGS)
         return stored, migrations.NEWEST
 
+    async def fits(self) -> bool:
+        async def version(session: Session) -> bool:
+            stored, compatible = await migrations.version(session, self._server.schema)
+            return stored >= migrations.NEWEST >= compatible
+
+        return await self._alone(version, SETTINGS)
+
     def migration_sql(self, since: int = 0) -> str:
         return migrations.script(self._server.schema, since)
 
@@ -250,7 +257,7 @@ class PostgresStore(PostgresRecords, Store):
 
             jobs = await self._visit(insert, atomic=True)
         elif new:
-            jobs = await self._inserts.do(self._insert_plain, new, rows=len(new), atomic=len(new) > MAX_ROWS)
+            jobs = await self._inserts.do(self._insert_plain, new, rows=_weight(new), atomic=len(new) > MAX_ROWS)
         else:
             jobs = []
         self._due.mind(jobs)
@@ -450,6 +457,11 @@ class PostgresStore(PostgresRecords, Store):
         finally:
             if ear is not self._listener:
                 await ear.close()
+
+
+def _weight(new: Sequence[NewJob]) -> int:
+    """As how many rows of a statement these count: each for one, and for one more with each full KiB of its args."""
+    return sum(1 + len(item.args_json) // 1024 for item in new)
 
 
 def _claim_order(job: Job[Any]) -> tuple[int, int]:

@@ -19,6 +19,10 @@ class SqliteSchema:
         except sqlite3.Error as error:
             raise file.unopened(self._path, error) from error
 
+    async def fits(self) -> bool:
+        stored, newest = await self.schema_version()
+        return stored == newest
+
     def migration_sql(self, since: int = 0) -> str:
         return file.script(since)
 
