@@ -31,7 +31,7 @@ soak: .venv/.installed  ## run the tests that take long
 	$(BIN)/python -m pytest -m soak --timeout=3600 $(ARGS)
 
 docs: .venv/.installed  ## build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -E -a -W --keep-going -b html docs docs/_build/html
 
 clean:  ## remove the environment, caches and everything built
 	rm -rf .venv build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

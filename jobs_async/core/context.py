@@ -87,11 +87,12 @@ class JobContext(Protocol):
         nothing any more. Where the transaction is rolled back, its end counts as it always does; and `complete` may
         be called again in another transaction. On the SQL stores only; `connection` is what `enqueue` takes.
 
+        It is called once in a transaction, which began after the job was claimed, and by its handler. Let StaleClaim
+        leave the transaction, which is then rolled back.
+
         Raises:
-            StaleClaim: this run no longer holds the job, or somebody has asked to cancel it: let it leave the
-                transaction, which is then rolled back.
-            OptionError: the store has no transactions, or `connection` is none of its own; or this is called for the
-                second time in one transaction, in one that began before the job was claimed, outside of the handler.
+            StaleClaim: this run no longer holds the job, or somebody has asked to cancel it.
+            OptionError: the store has no transactions, `connection` is none of its own, or this is not the time for it.
             ArgsError: the result has no JSON form.
             StoreError, and the driver's own errors: as an enqueue on this connection.
         """

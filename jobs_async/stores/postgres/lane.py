@@ -32,7 +32,7 @@ class _Piece:
     work: Work[Any, Any]
     item: Any
     future: asyncio.Future[Any]
-    rows: int
+    weight: int
     atomic: bool
     give_up_at: float
 
@@ -53,11 +53,11 @@ class Lane:
         work: Work[Item, Answer],
         item: Item,
         *,
-        rows: int = 0,
+        weight: int = 0,
         atomic: bool = False,
         patience: float = CALL_SECONDS,
     ) -> Answer:
-        """Have `work` serve `item`; one of so many `rows` together with what else waits for the same work.
+        """Have `work` serve `item`; one with a `weight` together with what else waits for the same work, up to 5,000.
 
         Waiting for its turn, for a server that cannot be reached and for the answer takes `patience` seconds in all,
         or little more.
@@ -72,7 +72,7 @@ class Lane:
         if loop is not self._loop:
             raise StoreError("the store was opened in another event loop; call it there, or from a thread through it")
         future: asyncio.Future[Answer] = loop.create_future()
-        self._queue.append(_Piece(work, item, future, rows, atomic, loop.time() + patience))
+        self._queue.append(_Piece(work, item, future, weight, atomic, loop.time() + patience))
         self._wake.set()
         return await future
 
@@ -116,10 +116,10 @@ class Lane:
     def _group(self) -> list[_Piece]:
         """The next piece, and what fits into one statement with it."""
         first = self._queue.popleft()
-        group, rows = [first], first.rows
-        while first.rows and self._queue and self._queue[0].work == first.work:
-            rows += self._queue[0].rows
-            if rows > MAX_ROWS:
+        group, weight = [first], first.weight
+        while first.weight and self._queue and self._queue[0].work == first.work:
+            weight += self._queue[0].weight
+            if weight > MAX_ROWS:
                 break
             group.append(self._queue.popleft())
         return group

@@ -257,7 +257,7 @@ class PostgresStore(PostgresRecords, Store):
 
             jobs = await self._visit(insert, atomic=True)
         elif new:
-            jobs = await self._inserts.do(self._insert_plain, new, rows=_weight(new), atomic=len(new) > MAX_ROWS)
+            jobs = await self._inserts.do(self._insert_plain, new, weight=_weight(new), atomic=len(new) > MAX_ROWS)
         else:
             jobs = []
         self._due.mind(jobs)
