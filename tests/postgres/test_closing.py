@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from jobs_async.core.errors import StoreClosed, StoreError, StoreTimeout
+from jobs_async.core.errors import StoreBusy, StoreClosed, StoreError, StoreTimeout
 from jobs_async.core.job import JobState
 from jobs_async.core.store import JobQuery, Node
 from jobs_async.runtime.supervisor import Supervisor
@@ -42,7 +42,9 @@ async def test_callers_that_wait_for_a_foreign_lock_are_told_that_the_store_was_
             async with asyncio.timeout(PATIENCE):
                 await store.close()
                 answers = await asyncio.gather(*tasks, return_exceptions=True)
-            assert {type(answer) for answer in answers} == {StoreClosed}, answers
+            busy = [answer for answer in answers if isinstance(answer, StoreBusy)]  # a settlement may give up first
+            assert len(busy) <= 1, answers
+            assert {type(answer) for answer in answers if answer not in busy} == {StoreClosed}, answers
             assert any("may be written" in str(answer) for answer in answers)
             await no_backends(pg_dsn)  # what the server was at when it was cut off gives up its wait by itself
         assert await ask(pg_dsn, "SELECT state, count(*) FROM jobs_async_jobs GROUP BY state") == [(1, 1)]

@@ -11,12 +11,13 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jobs_async.clock import SystemClock
-from jobs_async.core.errors import ArgsError, JobsError, OptionError, StoreError
+from jobs_async.core.errors import ArgsError, JobsError, OptionError, StoreError, WriteRefused
 from jobs_async.core.job import JobState, Progress
 from jobs_async.core.lifecycle import Patch, Transition, decide
 from jobs_async.core.options import Draft, JobOpts, NewJob
@@ -24,6 +25,7 @@ from jobs_async.core.outcome import Completed, Failed, Failure
 from jobs_async.core.store import JobQuery, Node, Tick
 from jobs_async.runtime.supervisor import Supervisor
 from jobs_async.stores.postgres import PostgresStore
+from jobs_async.stores.postgres.errors import typed
 from jobs_async.testing import FakeClock
 from tests.cluster import PgServer
 from tests.postgres.support import ask, connected, done, new
@@ -410,3 +412,13 @@ async def test_row_75_a_node_whose_own_clock_is_wrong_uses_the_servers(
         later.id,
     )
     assert (inserted, due, alive) == (True, timedelta(hours=1), True)
+
+
+async def test_what_the_driver_will_not_send_is_refused_for_good(pg_dsn: str) -> None:
+    """It must not look like a server that is away, which is asked again for ever."""
+    async with connected(pg_dsn) as connection:
+        with pytest.raises(asyncpg.DataError, match="invalid input") as refused:
+            await connection.fetch("SELECT $1::integer", "no number")
+    error = typed(refused.value)
+    assert type(error) is WriteRefused
+    assert "no number" not in str(error)

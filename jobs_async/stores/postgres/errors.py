@@ -12,10 +12,9 @@ BEHIND = "run `jobs-async migrate`, or open the store with migrate=True"
 
 _AGAIN = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError)
 _REFUSALS = (
-    asyncpg.DataError,
+    asyncpg.DataError,  # also what the driver itself refuses to send
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
-    asyncpg.exceptions.DataError,
     ValueError,
     TypeError,
     OverflowError,
@@ -48,7 +47,7 @@ def leaves_usable(error: BaseException) -> bool:
     """
     if isinstance(error, asyncpg.PostgresError):
         return not isinstance(error, asyncpg.ReadOnlySQLTransactionError)
-    return isinstance(error, (asyncpg.exceptions.DataError, JobsError))
+    return isinstance(error, JobsError)
 
 
 def typed(error: Exception) -> Exception:
@@ -70,9 +69,7 @@ def _typed(error: Exception) -> StoreError:
         return SchemaError(f"the tables of jobs_async are missing or old here ({name}): {BEHIND}")
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return StoreError(f"PostgreSQL refuses: {_message(error)}")
-    if isinstance(error, _REFUSALS) and not isinstance(error, asyncpg.InterfaceError):
-        return WriteRefused(f"PostgreSQL refused: {name}")
-    if isinstance(error, asyncpg.exceptions.DataError):
+    if isinstance(error, _REFUSALS):
         return WriteRefused(f"PostgreSQL refused: {name}")
     if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
         return StoreError(f"PostgreSQL refused: {name} ({_message(error)})")
