@@ -109,7 +109,7 @@ async def test_row_54_a_settlement_cancelled_at_any_point_is_written_or_can_be_r
         assert row.state in (JobState.executing, JobState.completed)
         assert task.cancelled() or row == task.result()[0]
         (again,) = await store.apply([done(job)])
-        assert (again is None) == (row.state is JobState.completed)
+        assert again is None or row.state is JobState.executing  # what was cancelled may only now have been written
         assert (await store.get(job.id)).result == "done"
 
 
