@@ -135,7 +135,7 @@ class Producer:
         return (await self.enqueue_many([draft], connection=connection))[0]
 
     async def enqueue_many(self, drafts: Iterable[Draft[R]], /, *, connection: object = None) -> list[Job[R]]:
-        """Store all of these jobs, or none; in their order. At most 10,000.
+        """Store all of these jobs, or none; in their order. At most 10,000, with 64 MiB of arguments in all.
 
         Raises:
             As `enqueue`.
